@@ -1,0 +1,286 @@
+"""What happens when a technique's command runs, whether the command line or Python called it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclr18cli import config as configs
+from iclr18cli.console import Console, duration, plain, show_metrics
+from iclr18cli.errors import ExitCode, UsageError
+from iclr18cli.manager import plugins
+from iclr18cli.paths import runs_root
+from iclr18cli.plugin import Command, Technique, resolve
+from iclr18cli.settings import Settings, TrainSettings
+
+if TYPE_CHECKING:
+    from iclr18cli.run.directory import RunDirectory
+    from iclr18cli.run.loop import Run
+    from iclr18cli.run.opened import OpenedRun
+
+REPRODUCED = ("seed", "precision")
+"""Shared settings that decide the result and are therefore kept in config.toml."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ends with: the JSON document, the text for a person, the exit code and the run it belongs to."""
+
+    document: Mapping[str, Any]
+    text: str
+    code: ExitCode = ExitCode.DONE
+    directory: RunDirectory | None = None
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command of a technique with everything it was given.
+
+    Args:
+        preset: Name of a preset, or "".
+        file: Path of a TOML file, or "".
+        flags: Values given on the command line or by a Python caller; they win over preset and file.
+        runs: Names or paths of the runs it works on.
+    """
+
+    technique: Technique
+    name: str
+    preset: str = ""
+    file: str = ""
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    runs: Sequence[str] = ()
+    argv: Sequence[str] = ()
+
+    @property
+    def command(self) -> Command:
+        """The command's record."""
+        return self.technique.commands[self.name]
+
+    @property
+    def settings_class(self) -> type[Settings]:
+        """The shared options this command has."""
+        return TrainSettings if self.command.gives == "run" else Settings
+
+    def resolved(self, **base: Any) -> tuple[Any, Any]:
+        """Return (config, settings) from defaults, preset, file and flags; `base` comes right after the defaults."""
+        layers = [
+            ("the resumed run", base),
+            (f"preset '{self.preset}'", configs.preset_values(self.technique, self.name, self.preset)),
+            (self.file, configs.read_toml(self.file) if self.file else {}),
+            ("", self.flags),
+        ]
+        config, settings = configs.layered((configs.command_config(self.command), self.settings_class), layers=layers)
+        return config, settings
+
+
+def find_technique(name: str) -> Technique:
+    """Return a technique by name.
+
+    Raises:
+        UsageError: no active plugin offers it.
+    """
+    from iclr18cli.errors import did_you_mean
+
+    known = {technique.name: technique for technique in plugins().techniques()}
+    if name not in known:
+        raise UsageError(f"There is no technique '{name}'.", fix=did_you_mean(name, known))
+    return known[name]
+
+
+def dry_run(call: Call) -> Outcome:
+    """Resolve everything a command would run with, and do nothing."""
+    import tomli_w
+
+    config, settings = call.resolved()
+    values = configs.to_dict(config)
+    document = {"technique": call.technique.name, "command": call.name, "config": values, "settings": configs.to_dict(settings)}
+    return Outcome(document, tomli_w.dumps(values).rstrip())
+
+
+def perform(call: Call, console: Console) -> Outcome:
+    """Run a command of a technique.
+
+    Raises:
+        UserError: what the user can mend, its subclasses included.
+        Interrupted: a signal stopped a run after its state was saved.
+    """
+    if call.command.gives == "run":
+        return _make_run(call, console)
+    return _measure(call, console)
+
+
+def _make_run(call: Call, console: Console) -> Outcome:
+    run, directory = _start(call, console)
+    if run is None:
+        return _trained(call, directory)
+    classes = (configs.command_config(call.command), TrainSettings)
+    config, _ = configs.layered(classes, layers=[("config.toml", directory.config)])
+    function = resolve(call.command.run)
+    with run:
+        if call.command.takes == "run":
+            function(config, run, _open(call.runs[0], run.settings, console))
+        else:
+            function(config, run)
+    return _trained(call, directory)
+
+
+def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
+    """Open a new run or the one to go on with; no run when that one is done already."""
+    config, settings = call.resolved()  # before torch is imported: wrong usage is told at once
+    from iclr18cli.run.directory import find_run
+    from iclr18cli.run.loop import open_run, resumable, resume_run
+
+    root = runs_root(settings.runs_dir)
+    kept = {name: getattr(settings, name) for name in REPRODUCED}
+    values = configs.to_dict(config) | kept
+    around = {"progress": console.progress, "observer": plugins().observe}
+    directory = None
+    if settings.resume == "auto":
+        directory = resumable(root, call.technique.name, values, settings.seed)
+        console.hint(f"resume  {directory.path}" if directory else "resume  no unfinished run with these settings: starting a new one")
+    elif settings.resume:
+        directory = find_run(settings.resume, root)
+        _refuse_changes(call, directory)
+        values = directory.config
+        settings = dataclasses.replace(settings, **{name: values[name] for name in REPRODUCED if name in values})
+    if directory is not None:
+        if directory.status == "done":
+            console.hint(f"{directory.path} is done already")
+            return None, directory
+        return resume_run(directory, settings, **around), directory
+    owner = plugins().owner("techniques", call.technique.name)
+    run = open_run(
+        call.technique.name, values, settings, root=root, argv=call.argv,
+        plugin=f"{owner.distribution} {owner.version}" if owner else "", **around,
+    )  # fmt: skip
+    return run, run.directory
+
+
+def _refuse_changes(call: Call, directory: RunDirectory) -> None:
+    made_by = directory.info["technique"]
+    if made_by != call.technique.name:
+        raise UsageError(f"{directory.path} was made by '{made_by}'.", fix=f"iclr18 {made_by} train --resume {directory.path.name}")
+    names = {f.name for f in configs.options(configs.command_config(call.command))} | set(REPRODUCED)
+    for name, value in call.flags.items():
+        kept = directory.config.get(name)
+        if name in names and kept != (list(value) if isinstance(value, tuple) else value):
+            raise UsageError(
+                f"A resumed run keeps its settings: {name}={value!r} differs from {kept!r}.",
+                fix="leave the option out, or start a new run",
+            )
+
+
+def _trained(call: Call, directory: RunDirectory) -> Outcome:
+    info = directory.info
+    seconds = info.get("seconds") or 0.0
+    document = {
+        "run": str(directory.path),
+        "technique": info["technique"],
+        "status": directory.status,
+        "metrics": info.get("metrics", {}),
+        "seconds": seconds,
+        "seed": info.get("seed"),
+    }
+    lines = [f"saved  {directory.path}   {duration(seconds)}", f"       {show_metrics(document['metrics'])}"]
+    lines += [f"next   {line}" for line in next_commands(call.technique, directory.path)]
+    return Outcome(document, "\n".join(lines), directory=directory)
+
+
+def next_commands(technique: Technique, path: Path) -> list[str]:
+    """Suggest what to do with a run."""
+    own = [f"iclr18 {technique.name} {word} {path}" for word in ("eval", "certify") if word in technique.commands]
+    return [*own, f"iclr18 attack {path}"]
+
+
+def _find(reference: str, settings: Settings) -> RunDirectory:
+    from iclr18cli.run.directory import find_run
+
+    return find_run(reference, runs_root(settings.runs_dir))
+
+
+def _open(reference: str, settings: Settings, console: Console) -> OpenedRun:
+    from iclr18cli.run.opened import OpenedRun
+
+    return OpenedRun(_find(reference, settings), settings, progress=console.progress)
+
+
+def _measure(call: Call, console: Console) -> Outcome:
+    config, settings = call.resolved()
+    function = resolve(call.command.run)
+    opened = [_open(reference, settings, console) for reference in call.runs]
+    start = time.perf_counter()
+    if call.command.takes == "runs":
+        value = function(config, opened)
+    elif call.command.takes == "run":
+        value = function(config, opened[0])
+    else:
+        from iclr18cli.run.opened import Workbench
+
+        value = function(config, Workbench(settings, progress=console.progress))
+    seconds = time.perf_counter() - start
+    directory = opened[0].directory if len(opened) == 1 else None
+    given = {"technique": call.technique.name, "command": call.name, "options": configs.to_dict(config) | {"seed": settings.seed}}
+    if call.command.gives == "certificates":
+        return certified(value, directory, given, seconds)
+    document = {**given, "runs": [str(run.path) for run in opened], "metrics": plain(value), "seconds": seconds}
+    if directory is not None and call.command.gives == "metrics":
+        document["file"] = str(directory.write_result("eval", document, document["options"] | {"command": call.name}))
+    return Outcome(document, metrics_text(document), directory=directory, value=value)
+
+
+def metrics_text(document: Mapping[str, Any]) -> str:
+    """Lay out measured values: numbers line by line, rows of a list as a table, then where they were saved."""
+    from iclr18cli.console import show, table
+
+    lines = []
+    metrics = dict(document["metrics"])
+    width = max((len(name) for name in metrics), default=0)
+    for name, value in metrics.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            columns = list(value[0])
+            lines += ["", table(columns, [[row.get(c) for c in columns] for row in value], title=name)]
+        elif not isinstance(value, Mapping | list) or len(show(value)) < 100:
+            lines.append(f"{name.ljust(width)}  {show(value)}")
+    if document.get("file"):
+        lines.append(f"saved  {document['file']}")
+    return "\n".join(lines)
+
+
+def certified(
+    certificates: Sequence[Any], directory: RunDirectory | None, given: Mapping[str, Any], seconds: float
+) -> Outcome:
+    """Keep certificates with their run, and render them: the sentence, its limits, the number; exit 4 if one is contradicted."""
+    documents = [plain(certificate.to_json()) for certificate in certificates]
+    document = {**given, "run": str(directory.path) if directory else None, "certificates": documents, "seconds": seconds}
+    text = "\n\n".join(certificate_text(d) for d in documents)
+    if directory is not None:
+        kept = directory.write_result("certify", document, given["options"] | {"of": given["technique"], "command": given["command"]})
+        document["file"] = str(kept)
+        text += f"\n\nsaved  {kept}"
+    held = all(d["holds"] for d in documents)
+    return Outcome(document, text, ExitCode.DONE if held else ExitCode.CLAIM, directory, certificates)
+
+
+def certificate_text(document: Mapping[str, Any]) -> str:
+    """Render one certificate for a person: first the sentence, then what is not claimed, then the number."""
+    from iclr18cli.console import bold, show
+
+    lines = [bold(document["statement"])]
+    if document["not_claimed"]:
+        lines.append(f"  not claimed  {'; '.join(document['not_claimed'])}")
+    if document["assumptions"]:
+        lines.append(f"  assuming     {'; '.join(document['assumptions'])}")
+    sign = {"upper": "<=", "lower": ">=", "equal": "="}[document["bound"]]
+    vacuous = f"   VACUOUS (threshold {show(document['vacuous_above'])})" if document["vacuous"] else ""
+    lines.append(f"  {document['verdict']:<11}  {document['quantity']} {sign} {show(document['value'])}{vacuous}")
+    if document["empirical"]:
+        lines.append(f"  attack       {document['empirical']['attack']}: {show(document['empirical']['value'])}")
+    if not document["holds"]:
+        lines.append("  CONTRADICTED: what was found does not agree with the claim; do not rely on it")
+    lines += [f"  warning      {warning}" for warning in document["warnings"]]
+    return "\n".join(lines)
