@@ -67,7 +67,7 @@ def technique_command(technique: Technique, name: str) -> Any:
     several = "RUN: a path, a name, the beginning of one, or @last."
 
     def run(ctx: typer.Context, /, **given: Any) -> None:
-        flags = {n: v for n, v in given.items() if _on_command_line(ctx, n)}
+        flags = {n: v for n, v in given.items() if on_command_line(ctx, n)}
         named = given.get("run") or given.get("runs") or ()
         call = Call(
             technique, name,
@@ -115,7 +115,8 @@ def typer_command(function: Callable[..., None], name: str, parameters: Sequence
     return typer.main.get_command(app)
 
 
-def _on_command_line(ctx: typer.Context, name: str) -> bool:
+def on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether the user gave the option, so that it wins over presets and files."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT", "PROMPT")
 

@@ -121,11 +121,13 @@ def _make_run(call: Call, console: Console) -> Outcome:
     classes = (configs.command_config(call.command), TrainSettings)
     config, _ = configs.layered(classes, layers=[("config.toml", directory.config)])
     function = resolve(call.command.run)
-    with run:
-        if call.command.takes == "run":
-            function(config, run, _open(call.runs[0], run.settings, console))
-        else:
-            function(config, run)
+    sources = open_runs(call.runs, run.settings, console)
+    try:
+        with run:
+            function(config, run, *sources)
+    except Exception as error:
+        error.iclr18_log = directory.path / "log.txt"  # type: ignore[attr-defined]
+        raise
     return _trained(call, directory)
 
 
@@ -197,22 +199,24 @@ def next_commands(technique: Technique, path: Path) -> list[str]:
     return [*own, f"iclr18 attack {path}"]
 
 
-def _find(reference: str, settings: Settings) -> RunDirectory:
+def open_runs(references: Sequence[str], settings: Settings, console: Console) -> list[OpenedRun]:
+    """Open runs for measuring.
+
+    Raises:
+        UserError: a run cannot be found or read.
+    """
     from iclr18cli.run.directory import find_run
 
-    return find_run(reference, runs_root(settings.runs_dir))
-
-
-def _open(reference: str, settings: Settings, console: Console) -> OpenedRun:
+    found = [find_run(reference, runs_root(settings.runs_dir)) for reference in references]
     from iclr18cli.run.opened import OpenedRun
 
-    return OpenedRun(_find(reference, settings), settings, progress=console.progress)
+    return [OpenedRun(directory, settings, progress=console.progress) for directory in found]
 
 
 def _measure(call: Call, console: Console) -> Outcome:
     config, settings = call.resolved()
     function = resolve(call.command.run)
-    opened = [_open(reference, settings, console) for reference in call.runs]
+    opened = open_runs(call.runs, settings, console)
     start = time.perf_counter()
     if call.command.takes == "runs":
         value = function(config, opened)

@@ -128,7 +128,7 @@ class ModelSpec:
 class AttackSpec:
     """An attack by name.
 
-    `run` is the target of `(model, x, y, *, eps, norm, budget, domain, generator) -> x_adv`, see `iclr18cli.attack.registry`.
+    `run` is the target of `(model, x, y, *, threat, budget, generator) -> x_adv`, see `iclr18cli.attack.registry`.
     """
 
     name: str

@@ -1,0 +1,200 @@
+"""What an adversary may do to one input, and what it may spend on it.
+
+B batch · X the axes of one input
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from iclr18cli.errors import UserError
+
+Norm = Literal["linf", "l2"]
+Loss = Literal["cross-entropy", "margin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Say how much an attack may compute and what it climbs.
+
+    Args:
+        steps: Gradient steps per restart, at least 1.
+        restarts: Starts per example, at least 1.
+        step_size: Length of a step in the threat's norm; 0: 2.5 * eps / steps (Madry et al. 2018), enough to cross the
+            ball and come back.
+        loss: "cross-entropy", or "margin": largest wrong logit minus the right one, which does not saturate.
+    """
+
+    steps: int = 40
+    restarts: int = 5
+    step_size: float = 0.0
+    loss: Loss = "cross-entropy"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise ValueError(f"steps and restarts must be >= 1; received {self.steps} and {self.restarts}")
+        if not 0 <= self.step_size < float("inf"):
+            raise ValueError(f"step_size must be >= 0 and finite; received {self.step_size!r}")
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss must be one of {get_args(Loss)}; received {self.loss!r}")
+
+    def step_length(self, eps: float) -> float:
+        """Return the length of one step inside a ball of radius `eps`."""
+        return self.step_size or 2.5 * eps / self.steps
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The set an adversary may choose from: {z : |z - x| <= eps, lo <= z <= hi}.
+
+    Args:
+        norm: "linf" or "l2", over all coordinates of one input.
+        eps: Radius in the units of the inputs, >= 0.
+        domain: (lo, hi) that every coordinate stays in; None: all of R^d.
+    """
+
+    norm: Norm
+    eps: float
+    domain: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {get_args(Norm)}; received {self.norm!r}")
+        if not 0 <= self.eps < float("inf"):
+            raise ValueError(f"eps must be >= 0 and finite; received {self.eps!r}")
+        if self.domain is not None and not self.domain[0] < self.domain[1]:
+            raise ValueError(f"domain must be (lo, hi) with lo < hi; received {self.domain!r}")
+
+    def project(self, delta_BX: Tensor) -> Tensor:
+        """Return the point of the ball that is nearest to each perturbation in the Euclidean sense.
+
+        Args:
+            delta_BX: (B, ...) perturbations.
+
+        Example:
+            >>> Threat("l2", 1.0, None).project(torch.tensor([[3.0, 4.0], [0.3, 0.4]])).tolist()
+            [[0.6000000238418579, 0.800000011920929], [0.30000001192092896, 0.4000000059604645]]
+        """
+        if self.norm == "linf":
+            return delta_BX.clamp(-self.eps, self.eps)
+        length = per_example(_norm(delta_BX, "l2"), delta_BX)
+        return torch.where(length > self.eps, delta_BX * (self.eps / length), delta_BX)
+
+    def clip(self, z_BX: Tensor) -> Tensor:
+        """Return the inputs with every coordinate moved into the domain."""
+        return z_BX if self.domain is None else z_BX.clamp(*self.domain)
+
+    def bring_back(self, z_BX: Tensor, x_BX: Tensor) -> Tensor:
+        """Return points of the threat set near `z`: into the ball first, then into the domain.
+
+        x lies in the domain, so clipping moves each coordinate towards x and never out of the ball.
+        """
+        return self.clip(x_BX + self.project(z_BX - x_BX))
+
+    def distance(self, z_BX: Tensor, x_BX: Tensor) -> Tensor:
+        """Return |z - x| of each example, (B,), in float64 where the device has it."""
+        wide = torch.float32 if x_BX.device.type == "mps" else torch.float64
+        return _norm(z_BX.detach().to(wide) - x_BX.detach().to(wide), self.norm)
+
+    def random(self, x_BX: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a point uniformly from the ball around each input, then clip it into the domain.
+
+        The numbers are drawn on the generator's device: a CPU generator gives the same points on every device.
+        """
+        shape, options = x_BX.shape, dict[str, Any](dtype=x_BX.dtype, device=generator.device, generator=generator)
+        if self.norm == "linf":
+            delta = (2 * torch.rand(shape, **options) - 1) * self.eps
+        else:
+            direction = unit(torch.randn(shape, **options))
+            dimension = max(1, x_BX[0].numel()) if len(x_BX) else 1
+            radius = torch.rand(shape[:1], **options) ** (1 / dimension) * self.eps
+            delta = direction * per_example(radius, direction)
+        return self.bring_back(x_BX + delta.to(x_BX.device), x_BX)
+
+    def admit(self, x_BX: Tensor) -> None:
+        """Refuse inputs that are not finite floats inside the declared range.
+
+        Raises:
+            UserError: An input is not finite or lies outside the domain; the range seen is stated.
+            TypeError: The inputs are not floating point.
+        """
+        if not x_BX.is_floating_point():
+            raise TypeError(f"inputs must be floating point; received {x_BX.dtype}")
+        if x_BX.numel() == 0:
+            return
+        low, high = (bound.item() for bound in torch.aminmax(x_BX.detach()))  # NaN if one is NaN
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError("The inputs hold NaN or infinity.", fix="Clean the data set before it is attacked.")
+        if self.domain is None:
+            return
+        slack = 1e-6 * (self.domain[1] - self.domain[0])  # what a round trip through another scale may leave
+        if low < self.domain[0] - slack or high > self.domain[1] + slack:
+            raise UserError(
+                f"Inputs lie outside the declared range {format_range(self.domain)}.",
+                why=f"they range over [{low:.6g}, {high:.6g}]; eps would mean something else there",
+                fix="Give inputs in the declared range and make the normalisation the model's first layer.",
+            )
+
+    def check(self, z_BX: Tensor, x_BX: Tensor) -> Tensor:
+        """Return the distances of an attack's result after proving that it kept to the threat.
+
+        The tolerance is 1e-6 of eps and the rounding of the inputs' arithmetic.
+
+        Raises:
+            RuntimeError: The attack left the ball or the domain, or changed shape or type: a bug of the attack.
+        """
+        if z_BX.shape != x_BX.shape or z_BX.dtype != x_BX.dtype:
+            raise RuntimeError(
+                f"the attack returned {tuple(z_BX.shape)} {z_BX.dtype} for {tuple(x_BX.shape)} {x_BX.dtype}"
+            )
+        distance_B = self.distance(z_BX, x_BX)
+        if x_BX.numel() == 0:
+            return distance_B
+        unit_roundoff = torch.finfo(x_BX.dtype).eps
+        # Coordinates round independently, each by up to half a unit in the last place of the coordinate itself.
+        rounding = unit_roundoff * max(x_BX.abs().max().item(), self.eps)
+        if self.norm == "l2":
+            rounding *= x_BX[0].numel() ** 0.5
+        worst = distance_B.max().item()
+        if not worst <= self.eps * (1 + 1e-6) + rounding:  # also true of NaN
+            raise RuntimeError(f"the attack moved an input by {worst!r} in {self.norm}; allowed is eps={self.eps!r}")
+        if self.domain is not None:
+            low, high = (bound.item() for bound in torch.aminmax(z_BX))
+            slack = 1e-6 * (self.domain[1] - self.domain[0])
+            if low < self.domain[0] - slack or high > self.domain[1] + slack:
+                raise RuntimeError(f"the attack left the domain {self.domain}: inputs in [{low!r}, {high!r}]")
+        return distance_B
+
+
+def format_range(domain: tuple[float, float] | None) -> str:
+    """Return a declared range as text: "[0, 1]", or "all real inputs"."""
+    return "all real inputs" if domain is None else f"[{domain[0]:g}, {domain[1]:g}]"
+
+
+def per_example(values_B: Tensor, like_BX: Tensor) -> Tensor:
+    """Return (B,) values shaped to multiply a (B, ...) tensor."""
+    return values_B.reshape(-1, *[1] * (like_BX.dim() - 1))
+
+
+def unit(direction_BX: Tensor) -> Tensor:
+    """Return each example's direction at Euclidean length 1; a zero direction stays zero.
+
+    The largest entry is divided out first: squares of gradients near 1e-25, as a saturated softmax gives them, would
+    underflow to a length of zero in float32.
+    """
+    largest = per_example(_norm(direction_BX, "linf"), direction_BX)
+    scaled = torch.where(largest > 0, direction_BX / largest, torch.zeros_like(direction_BX))
+    length = per_example(_norm(scaled, "l2"), scaled)
+    return torch.where(length > 0, scaled / length, scaled)
+
+
+def _norm(delta_BX: Tensor, norm: Norm) -> Tensor:
+    flat = delta_BX.flatten(1)
+    if flat.shape[1] == 0:
+        return flat.new_zeros(len(flat))
+    return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()

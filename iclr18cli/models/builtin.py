@@ -1,0 +1,36 @@
+"""The networks of the core, as records. No torch here: listings and name checks read this file."""
+
+from __future__ import annotations
+
+from iclr18cli.plugin import ModelSpec
+
+BUILTIN: tuple[ModelSpec, ...] = (
+    ModelSpec(
+        name="small-cnn",
+        build="iclr18cli.models.vision:small_cnn",
+        task="classify",
+        summary="Three 3x3 convolutions, no max-pool: smooth with a smooth activation",
+        input_shape=(1, 8, 8),
+    ),
+    ModelSpec(
+        name="mlp",
+        build="iclr18cli.models.vision:mlp",
+        task="classify",
+        summary="Dense layers on inputs of any shape",
+        input_shape=(1, 8, 8),
+    ),
+    ModelSpec(
+        name="lenet5",
+        build="iclr18cli.models.vision:lenet5",
+        task="classify",
+        summary="LeNet-5 for 28x28 images (LeCun et al. 1998)",
+        input_shape=(1, 28, 28),
+    ),
+    ModelSpec(
+        name="resnet20",
+        build="iclr18cli.models.vision:resnet20",
+        task="classify",
+        summary="ResNet-20 for CIFAR, parameter-free shortcuts (He et al. 2016)",
+        input_shape=(3, 32, 32),
+    ),
+)

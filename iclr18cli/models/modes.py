@@ -1,0 +1,49 @@
+"""Put a model into a mode for a while and give it back exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """Hold a model in evaluation mode with frozen parameters inside the block, then restore it.
+
+    An ascent on the input needs no gradient of any parameter: freezing them saves that work in the backward pass and
+    leaves every `.grad` as it was. Evaluation mode makes each example's loss depend on that example alone (batch
+    normalisation, dropout). Both flags are restored one by one, also after an exception: a model may well be half in
+    training mode and half frozen.
+
+    Args:
+        module: Any model.
+
+    Yields:
+        The same module.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+        >>> with evaluating(net):
+        ...     net[1].training, net[0].weight.requires_grad
+        (False, False)
+        >>> net[1].training, net[0].weight.requires_grad
+        (True, True)
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        module.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield module
+    finally:
+        # The attribute, not .train(mode): that one recurses and would overwrite the flags of the submodules.
+        for part, training in modes:
+            part.training = training
+        for parameter, required in flags:
+            parameter.requires_grad_(required)

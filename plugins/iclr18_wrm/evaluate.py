@@ -1,0 +1,123 @@
+"""`wrm eval`: what the paper measures, with its fixed number of ascent steps and with a converged adversary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iclr18_wrm.algorithm import converged_ascent, hessian_top, stationarity_residual, surrogate_ascent, transport_cost
+from iclr18_wrm.config import EvalConfig
+from iclr18_wrm.derivatives import Loss
+from iclr18cli.data.tensors import Split, batches
+from iclr18cli.models.modes import evaluating
+
+if TYPE_CHECKING:
+    from iclr18cli.run.opened import OpenedRun
+
+MEASURED_AFTER_TRAINING = 1000
+"""Test points of the short measurement that ends a training."""
+
+BATCH = 500
+
+
+def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
+    """Measure a run on a split of its data set."""
+    split = run.split(config.split, config.limit).to(run.device)
+    gamma = config.gamma if config.gamma is not None else float(run.config["gamma"])
+    metrics = measure(
+        run.model(), split, gamma=gamma, inner_steps=config.inner_steps,
+        converged=(config.tolerance, config.max_steps) if config.converged else None,
+        hessian_limit=(config.hessian_limit or len(split)) if config.hessian else 0,
+        progress=run.progress,
+    )  # fmt: skip
+    return {"dataset": split.name, "split": split.split, **metrics}
+
+
+def measure(
+    net: nn.Module,
+    split: Split,
+    *,
+    gamma: float,
+    inner_steps: int,
+    converged: tuple[float, int] | None = None,
+    hessian_limit: int = 0,
+    progress: Callable[..., Any] | None = None,
+) -> dict[str, Any]:
+    """Return the paper's quantities for one network on one split.
+
+    Args:
+        net: Logits in, evaluation mode is held here.
+        split: On the network's device.
+        gamma: Penalty on the squared distance.
+        inner_steps: T_adv of the authors' schedule.
+        converged: (tolerance, max_steps) to solve the inner problem to stationarity as well; its values are prefixed.
+        hessian_limit: Number of points whose Hessian is looked at, clean and perturbed; 0: none.
+        progress: Console progress factory.
+
+    Returns:
+        n, gamma, error, accuracy, clean_loss; adversarial_loss, rho_hat, phi, residual_mean, residual_max, fooled; the same
+        with the prefix `converged_`; nonconcave_clean, nonconcave_perturbed (shares of points with lambda_max >= 2 gamma,
+        from below where Lanczos is used) and hessian_max.
+    """
+    sums: dict[str, float] = {}
+    tops: dict[str, list[Tensor]] = {"clean": [], "perturbed": []}
+    seen = 0
+    with evaluating(net), (progress or _silent)(len(split), "measure") as bar:
+        for x, y in batches(split, BATCH):
+            loss = example_loss(net, y)
+            with torch.no_grad():
+                logits = net(x)
+                _add(sums, error=(logits.argmax(1) != y).sum(), clean_loss=F.cross_entropy(logits, y, reduction="sum"))
+            z = surrogate_ascent(loss, x, gamma=gamma, steps=inner_steps)
+            _add(sums, **_at(net, loss, z, x, y, gamma))
+            if converged is not None:
+                z, _ = converged_ascent(loss, x, gamma=gamma, tolerance=converged[0], max_steps=converged[1], start=z)
+                _add(sums, **{f"converged_{name}": value for name, value in _at(net, loss, z, x, y, gamma).items()})
+            if seen < hessian_limit:
+                part = slice(0, hessian_limit - seen)
+                some = example_loss(net, y[part])
+                tops["clean"].append(hessian_top(some, x[part]))
+                tops["perturbed"].append(hessian_top(some, z[part]))
+            seen += len(y)
+            bar.advance(len(y))
+    metrics = {"n": len(split), "gamma": gamma, "accuracy": 1 - sums["error"] / len(split)}
+    metrics |= {name: value if name.endswith("_max") else value / len(split) for name, value in sums.items()}
+    if hessian_limit:
+        clean, perturbed = torch.cat(tops["clean"]), torch.cat(tops["perturbed"])
+        metrics |= {
+            "hessian_n": len(clean),
+            "nonconcave_clean": (clean >= 2 * gamma).double().mean().item(),
+            "nonconcave_perturbed": (perturbed >= 2 * gamma).double().mean().item(),
+            "hessian_max": torch.maximum(clean.max(), perturbed.max()).item(),
+        }
+    return metrics
+
+
+def example_loss(net: nn.Module, y: Tensor) -> Loss:
+    """Return x -> cross-entropy of each example, (B,)."""
+    return lambda x: F.cross_entropy(net(x), y, reduction="none")
+
+
+def _at(net: nn.Module, loss: Loss, z: Tensor, x: Tensor, y: Tensor, gamma: float) -> dict[str, Tensor]:
+    residual = stationarity_residual(loss, z, x, gamma=gamma)
+    with torch.no_grad():
+        logits = net(z)
+        cost, value = transport_cost(z, x), F.cross_entropy(logits, y, reduction="none")
+    return {"adversarial_loss": value.sum(), "rho_hat": cost.sum(), "phi": (value - gamma * cost).sum(),
+            "fooled": (logits.argmax(1) != y).sum(), "residual_mean": residual.sum(), "residual_max": residual.max()}  # fmt: skip
+
+
+def _add(sums: dict[str, float], **values: Tensor) -> None:
+    for name, value in values.items():
+        number = value.double().item()
+        sums[name] = max(sums.get(name, 0.0), number) if name.endswith("_max") else sums.get(name, 0.0) + number
+
+
+def _silent(total: int | None, label: str) -> Any:
+    from iclr18cli.console import Console
+
+    return Console(quiet=True).progress(total, label)

@@ -1,0 +1,3 @@
+from iclr18cli.testing import conformance
+
+test_wrm = conformance("wrm")
