@@ -8,6 +8,5 @@ BUILTIN = (
         summary="Worst expected loss over all distributions within a Wasserstein budget (sound ladder S0-S2)",
         config="iclr18cli.certify.config:WassersteinConfig",
         run="iclr18cli.certify.methods:wasserstein",
-        refuses="iclr18cli.certify.methods:wasserstein_refuses",
     ),
 )

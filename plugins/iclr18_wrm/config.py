@@ -99,6 +99,6 @@ class CartpoleConfig:
     """Table 1. The paper's gamma, learning rate and episode count are not in its text; these are ours."""
 
     gamma: Annotated[float, Option("Penalty on (beta - beta')^2 of the robust agent.", above=0)] = 50.0
-    episodes: Annotated[int, Option("Training episodes per agent.", min=1)] = 1500
+    episodes: Annotated[int, Option("Training episodes per agent.", min=1)] = 3000
     trials: Annotated[int, Option("Episodes per environment when measuring.", min=2)] = 1000
     agents: Annotated[int, Option("Agents of each kind, seeds seed, seed + 1, …", min=1)] = 3

@@ -17,6 +17,7 @@ from iclr18_wrm.algorithm import converged_ascent, pgm, transport_cost
 from iclr18_wrm.config import BoundaryConfig, CurvesConfig, TrainConfig
 from iclr18_wrm.evaluate import example_loss, measure
 from iclr18_wrm.train import fit, network
+from iclr18cli.certify.wasserstein import certify
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split, batches
 from iclr18cli.errors import UserError
@@ -176,3 +177,51 @@ def curve_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     panel.set(xlabel="1 / gamma_adv", ylabel="rho_test", xscale="log", yscale="log", title="Robustness to the penalised adversary")
     panel.legend(frameon=False)
     return {"pgm-error": errors, "rho": costs}
+
+
+def certificate_figure(run: OpenedRun, *, limit: int, inner_steps: int, points: int = 14) -> Figure:
+    """Draw Figure 2: the paper's line, the test worst case that an adversary attains, and the sound bound.
+
+    Blue: gamma rho + E_train phi_gamma from T_adv steps (estimate). Red: E_test loss at the converged adversary of a grid
+    of gamma_adv, at its own rho. Black: the sound ladder on the same test points. Shaded: red above blue.
+    """
+    net, gamma = run.model(), float(run.config["gamma"])
+    train, test = (run.split(name, limit).to(run.device) for name in ("train", "test"))
+    estimate = measure(net, train, gamma=gamma, inner_steps=inner_steps)
+    reached = []
+    with run.progress(points, "figure 2") as bar:
+        for gamma_adv in np.geomspace(8 * gamma, gamma / 2, points):
+            worst = worst_points(net, test, gamma=float(gamma_adv))
+            rho = sum(float(transport_cost(z, x).double().sum()) for x, _, z in worst) / len(test)
+            with evaluating(net), torch.no_grad():
+                loss = sum(float(example_loss(net, y)(z).double().sum()) for _, y, z in worst) / len(test)
+            reached.append((rho, loss))
+            bar.advance()
+    rhos = np.linspace(0, max(max(rho for rho, _ in reached), 1.5 * estimate["rho_hat"], 1e-6), 200)
+    line = gamma * rhos + estimate["phi"]
+    found = np.array(sorted(reached))
+    figure, panel = new_figure(size=(5.4, 3.8))
+    panel.plot(rhos, line, color=COLOURS[0], label=f"paper: gamma rho + E_train phi, {inner_steps} steps (estimate)")
+    panel.plot(*found.T, color=COLOURS[1], marker=".", label="worst case found on test points (attack)")
+    panel.axvline(estimate["rho_hat"], color="0.5", linewidth=1, linestyle=":", label="rho_hat")
+    violated = np.interp(rhos, *found.T, left=np.nan, right=np.nan) > line
+    if violated.any():
+        panel.fill_between(rhos, 0, 1, where=violated, transform=panel.get_xaxis_transform(), color=COLOURS[1], alpha=0.12,
+                           label="estimate violated")  # fmt: skip
+    proven = sound_curve(net, test, [float(rho) for rho in rhos[::20]])
+    top = 1.6 * max(line.max(), found[:, 1].max())
+    if proven is not None:
+        panel.plot(rhos[::20], proven, color="black", label="sound bound on test points (proven)")
+        if min(proven) > top:
+            panel.annotate(f"sound bound: {min(proven):.3g} and more", (0.5, 0.97), xycoords="axes fraction", ha="center", va="top")
+    panel.set(xlabel="rho", ylabel="expected cross-entropy", ylim=(0, top), title=run.path.name)
+    panel.legend(frameon=False, fontsize=7, loc="lower right")
+    return figure
+
+
+def sound_curve(net: nn.Module, split: Split, rhos: Sequence[float]) -> list[float] | None:
+    """Return the sound ladder's value for every budget; None where it does not apply."""
+    try:
+        return [certificate.value for certificate in certify(net, split, rhos=rhos, attack_steps=0)]
+    except UserError:
+        return None

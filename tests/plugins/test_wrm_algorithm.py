@@ -110,13 +110,14 @@ def test_the_surrogate_blows_up_exactly_at_two_gamma_equal_to_the_largest_curvat
     above, residual = converged_ascent(quadratic(A, b), x, gamma=1.5 + 0.01, max_steps=2000)
     assert residual.item() < 1e-5
     assert above[0, 0].item() == pytest.approx(1 / 0.02, rel=1e-5)
-    values = []
-    for steps in (20, 60, 180):
-        z, residual = converged_ascent(quadratic(A, b), x, gamma=1.5 - 0.01, max_steps=steps)
-        assert residual.item() > 1
-        values.append(robust_surrogate(quadratic(A, b), z, x, gamma=1.5 - 0.01).item())
-    assert values[0] < values[1] < values[2]
-    assert values[2] > 1e6
+    for gamma, least in ((1.5 - 0.01, 1e3), (1.0, 1e9)):
+        values = []
+        for steps in (20, 60, 180):
+            z, residual = converged_ascent(quadratic(A, b), x, gamma=gamma, max_steps=steps)
+            assert residual.item() > 1
+            values.append(robust_surrogate(quadratic(A, b), z, x, gamma=gamma).item())
+        assert values[0] < values[1] < values[2]
+        assert values[2] > least
 
 
 # 3: logistic loss
@@ -244,12 +245,17 @@ def test_evaluating_restores_every_flag_and_leaves_gradients_alone():
     modes, flags = [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
     statistics = net[1].running_mean.clone()
     x, y = torch.randn(8, 3), torch.arange(8) % 2
-    with pytest.raises(RuntimeError, match="stop"), evaluating(net) as held:
-        assert held is net
-        assert not any(m.training for m in net.modules())
-        assert not any(p.requires_grad for p in net.parameters())
-        surrogate_ascent(lambda z: cross_entropy(net(z), y, reduction="none"), x, gamma=1.0)
-        raise RuntimeError("stop")
+
+    def ascend_and_fail():
+        with evaluating(net) as held:
+            assert held is net
+            assert not any(m.training for m in net.modules())
+            assert not any(p.requires_grad for p in net.parameters())
+            surrogate_ascent(lambda z: cross_entropy(net(z), y, reduction="none"), x, gamma=1.0)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        ascend_and_fail()
     assert [m.training for m in net.modules()] == modes
     assert [p.requires_grad for p in net.parameters()] == flags
     assert (net[0].weight.grad == 7).all()
