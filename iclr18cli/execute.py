@@ -135,15 +135,15 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
     """Open a new run or the one to go on with; no run when that one is done already."""
     config, settings = call.resolved()  # before torch is imported: wrong usage is told at once
     from iclr18cli.run.directory import find_run
-    from iclr18cli.run.loop import open_run, resumable, resume_run
+    from iclr18cli.run.start import open_run, resumable, resume_run
 
     root = runs_root(settings.runs_dir)
     kept = {name: getattr(settings, name) for name in REPRODUCED}
     values = configs.to_dict(config) | kept
-    around = {"progress": console.progress, "observer": plugins().observe}
+    around: dict[str, Any] = {"progress": console.progress, "observer": plugins().observe}
     directory = None
     if settings.resume == "auto":
-        directory = resumable(root, call.technique.name, values, settings.seed)
+        directory = resumable(root, call.technique.name, values, settings.seed, name=settings.name, out=settings.out)
         console.hint(f"resume  {directory.path}" if directory else "resume  no unfinished run with these settings: starting a new one")
     elif settings.resume:
         directory = find_run(settings.resume, root)
@@ -157,7 +157,7 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
         return resume_run(directory, settings, **around), directory
     owner = plugins().owner("techniques", call.technique.name)
     run = open_run(
-        call.technique.name, values, settings, root=root, argv=call.argv,
+        call.technique.name, values, settings, root=root, argv=call.argv, command=call.name,
         plugin=f"{owner.distribution} {owner.version}" if owner else "", **around,
     )  # fmt: skip
     return run, run.directory

@@ -15,7 +15,8 @@ from iclr18cli.errors import UsageError
 
 RINGS_COUNT = 4000
 RINGS_CHUNK = 4096
-RINGS_SEED = {"train": 1710, "test": 10571}
+RINGS_SEED = {"train": 14, "test": 125}
+"""Typical draws: what a trained net measures on them is close to its mean over many draws of 4,000 points."""
 
 
 def load_digits(root: Path, split: str, argument: str) -> Split:

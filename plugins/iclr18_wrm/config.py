@@ -21,7 +21,7 @@ class TrainConfig:
     activation: Annotated[Activation, Option("Activation of the network; a sound certificate needs a smooth one.")] = "elu"
     method: Annotated[Method, Option("Robust training, or one of the paper's baselines.")] = "wrm"
     cost: Annotated[Cost, Option("Transport cost: squared 2-norm, or squared infinity-norm (heuristic, A.5.2).")] = "l2"
-    gamma: Annotated[float, Option("Penalty on the transport cost, Eq. (2).", above=0)] = 0.4
+    gamma: Annotated[float, Option("Penalty on the transport cost, Eq. (2).", above=0)] = 1.0
     inner_steps: Annotated[int, Option("T_adv of Algorithm 1, and steps of IFGM and PGM.", min=1)] = 15
     schedule: Annotated[Literal["authors", "paper", "constant"], Option(
         "Inner steps: the authors' 1/sqrt(t) in units of 1/(2 gamma), one more than T_adv; or step / sqrt(t); or constant.")] = "authors"

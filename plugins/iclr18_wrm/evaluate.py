@@ -74,14 +74,15 @@ def measure(
                 _add(sums, error=(logits.argmax(1) != y).sum(), clean_loss=F.cross_entropy(logits, y, reduction="sum"))
             z = surrogate_ascent(loss, x, gamma=gamma, steps=inner_steps)
             _add(sums, **_at(net, loss, z, x, y, gamma))
-            if converged is not None:
-                z, _ = converged_ascent(loss, x, gamma=gamma, tolerance=converged[0], max_steps=converged[1], start=z)
-                _add(sums, **{f"converged_{name}": value for name, value in _at(net, loss, z, x, y, gamma).items()})
             if seen < hessian_limit:
                 part = slice(0, hessian_limit - seen)
                 some = example_loss(net, y[part])
                 tops["clean"].append(hessian_top(some, x[part]))
+                # At the fixed-step points: a converged maximiser has lambda_max <= 2 gamma by necessity.
                 tops["perturbed"].append(hessian_top(some, z[part]))
+            if converged is not None:
+                z, _ = converged_ascent(loss, x, gamma=gamma, tolerance=converged[0], max_steps=converged[1], start=z)
+                _add(sums, **{f"converged_{name}": value for name, value in _at(net, loss, z, x, y, gamma).items()})
             seen += len(y)
             bar.advance(len(y))
     metrics = {"n": len(split), "gamma": gamma, "accuracy": 1 - sums["error"] / len(split)}

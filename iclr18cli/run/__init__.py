@@ -1,0 +1,1 @@
+"""The run: its directory, the loop's bookkeeping, checkpoints, metrics."""

@@ -1,0 +1,179 @@
+"""Checkpoints: whole or not there, checked when read, the one before kept.
+
+last.pt is the newest; last-1.pt the one before, used when last.pt is damaged; best.pt the best one; phase-0.pt the end
+of an earlier phase, for a resume in a later one.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iclr18cli.errors import UserError
+from iclr18cli.run.atomic import cannot_write, replacing, sync_folder
+
+FORMAT = "iclr18.checkpoint/1"
+LAST, PREVIOUS, BEST, FRESH = "last.pt", "last-1.pt", "best.pt", "last.new.pt"
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not whole."""
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    Args:
+        folder: Made with the first checkpoint.
+        config_sha256: Digest of the run's configuration; a checkpoint of another one is refused.
+    """
+
+    def __init__(self, folder: Path, config_sha256: str):
+        self.folder, self.config_sha256 = folder, config_sha256
+        self._checked = False
+
+    def save(self, state: Mapping[str, Any], *, best: bool = False) -> None:
+        """Write last.pt, and best.pt if this state is the best one; on an error the older ones are untouched.
+
+        Raises:
+            UserError: The disk is full or read-only.
+            TypeError: A value in `state` could not be read back without executing code.
+        """
+        last, fresh = self.folder / LAST, self.folder / FRESH
+        self._write(fresh, state)
+        try:
+            if best:
+                # Before last.pt, so that a best.pt is never older than the best value that last.pt tells of.
+                _link(fresh, self.folder / BEST)
+            if last.exists():
+                os.replace(last, self.folder / PREVIOUS)
+            os.replace(fresh, last)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            raise cannot_write(last, error) from error
+        sync_folder(self.folder)
+
+    def save_best(self, state: Mapping[str, Any]) -> None:
+        """Write best.pt alone."""
+        self._write(self.folder / BEST, state)
+
+    def _write(self, path: Path, state: Mapping[str, Any]) -> None:
+        if not self._checked:
+            refuse_code(state, "checkpoint")
+            self._checked = True
+        with replacing(path) as file:
+            torch.save({"format": FORMAT, "config_sha256": self.config_sha256, **state}, file)
+
+    def keep_phase(self, number: int) -> None:
+        """Keep last.pt, which holds the end of a phase, from being replaced by the next one."""
+        if (self.folder / LAST).exists():
+            try:
+                _link(self.folder / LAST, self.folder / f"phase-{number}.pt")
+            except OSError as error:
+                raise cannot_write(self.folder / f"phase-{number}.pt", error) from error
+
+    def load_last(self) -> tuple[dict[str, Any] | None, str]:
+        """Return the newest checkpoint that is whole and a warning if it is not the very newest; None: there is none.
+
+        Raises:
+            UserError: None of those there can be read, or they belong to another configuration.
+        """
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        with suppress(OSError):
+            (self.folder / FRESH).unlink()  # of a process that was killed between two renames
+        if not last.exists() and not previous.exists():
+            return None, ""
+        try:
+            return self._read(last), ""
+        except DamagedError as error:
+            reason = str(error)
+        try:
+            state = self._read(previous)
+        except DamagedError as error:
+            raise _damaged(last, reason) from error
+        # The next save must not push the damaged file over the whole one.
+        os.replace(previous, last)
+        step = state["position"]["step"]
+        return state, f"{last} cannot be used ({reason}); going on from the checkpoint before it, step {step}"
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Return a checkpoint by its file's name.
+
+        Raises:
+            UserError: It is missing or damaged, or belongs to another configuration.
+        """
+        try:
+            return self._read(self.folder / name)
+        except DamagedError as error:
+            raise _damaged(self.folder / name, str(error)) from error
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            # torch's reader does not look at the checksums that its writer makes.
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                raise DamagedError(f"wrong checksum of {broken}")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise DamagedError("it is missing") from error
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.PickleError, zipfile.BadZipFile) as error:
+            raise DamagedError(str(error).split("\n")[0][:200] or type(error).__name__) from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise DamagedError(f"it is not of the format {FORMAT}")
+        if state.get("config_sha256") != self.config_sha256:
+            raise UserError(
+                f"The checkpoint {path} belongs to another configuration than this run's.",
+                why=f"its sha256 is {str(state.get('config_sha256'))[:12]}…, the run's {self.config_sha256[:12]}…",
+                fix="restore config.toml and run.json, or start a new run",
+            )
+        return state
+
+
+PLAIN = {bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device}
+
+
+def refuse_code(value: Any, where: str) -> None:
+    """Raise TypeError unless a value can be read back by `weights_only`, that is, without executing code."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            refuse_code(key, where)
+            refuse_code(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for number, item in enumerate(value):
+            refuse_code(item, f"{where}[{number}]")
+    elif type(value) not in PLAIN and not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{where} must be a tensor, a number, text, or a plain collection of them; received {type(value).__name__}"
+        )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Let `target` name the same file as `source`; a copy where the file system has no links."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"The checkpoint {path} cannot be used, nor is there a whole one before it.",
+        why=why,
+        fix=f"restore it, or delete {path.parent} to train this run from its start by --resume",
+    )

@@ -1,0 +1,102 @@
+"""What a run must remember to go on with the same bits: tracked objects, generators, plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from iclr18cli.device import derived_seed, random_state, set_random_state
+from iclr18cli.errors import UserError
+
+
+class Memory:
+    """Everything random and everything learnt, captured to and restored from one mapping of tensors and numbers."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self.seed, self.device = seed, device
+        self.objects: dict[str, Any] = {}
+        self.generators: dict[str, torch.Generator] = {}
+        self.values: dict[str, Any] = {}
+        # Of a restored state, what was not there to receive it yet.
+        self._later: dict[str, dict[str, Any]] = {"objects": {}, "generators": {}}
+
+    def track(self, name: str, thing: Any) -> None:
+        """Remember a module, an optimiser, a scheduler: anything with state_dict and load_state_dict.
+
+        Raises:
+            TypeError: It has no such methods.
+            ValueError: Another object has this name.
+        """
+        if not (hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")):
+            raise TypeError(f"{name} must have state_dict() and load_state_dict(); received {type(thing).__name__}")
+        if self.objects.get(name, thing) is not thing:
+            raise ValueError(f"a run tracks one object under each name; received a second {name!r}")
+        self.objects[name] = thing
+        if name in self._later["objects"]:
+            self.load(name, self._later["objects"].pop(name))
+
+    def generator(self, name: str, device: torch.device) -> torch.Generator:
+        """Return the generator of a name, the same one each time; seeded from the run's seed and the name."""
+        if name not in self.generators:
+            generator = torch.Generator(device).manual_seed(derived_seed(self.seed, "generator", name))
+            if name in self._later["generators"]:
+                generator.set_state(self._later["generators"].pop(name))
+            self.generators[name] = generator
+        elif self.generators[name].device.type != device.type:
+            raise ValueError(f"generator {name!r} is on {self.generators[name].device}; received device={device}")
+        return self.generators[name]
+
+    def capture(self) -> dict[str, Any]:
+        """Return the state of everything; tensors are not copied."""
+        return {
+            "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "values": dict(self.values),
+            "random": random_state(self.device),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put everything where `capture` found it; names that are not known yet get theirs when they appear.
+
+        Raises:
+            UserError: The state is of other objects.
+        """
+        unknown = sorted(set(self.objects) - set(state["objects"]))
+        if unknown:
+            raise UserError(
+                f"The checkpoint does not hold '{unknown[0]}'.",
+                why=f"it holds {', '.join(sorted(state['objects'])) or 'nothing'}; other code wrote it",
+                fix="resume with the version that began the run (see env.json), or start a new run",
+            )
+        for name, thing_state in state["objects"].items():
+            if name in self.objects:
+                self.load(name, thing_state)
+        for name, generator in self.generators.items():
+            if name in state["generators"]:
+                generator.set_state(state["generators"][name])
+            else:
+                generator.manual_seed(derived_seed(self.seed, "generator", name))
+        self._later = {
+            "objects": {name: s for name, s in state["objects"].items() if name not in self.objects},
+            "generators": {name: s for name, s in state["generators"].items() if name not in self.generators},
+        }
+        self.values.clear()
+        self.values.update(state["values"])
+        set_random_state(state["random"], self.device)
+
+    def load(self, name: str, state: Any) -> None:
+        """Load the state of one tracked object.
+
+        Raises:
+            UserError: It does not fit.
+        """
+        try:
+            self.objects[name].load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"The checkpoint does not fit '{name}'.",
+                why=str(error).split("\n")[0],
+                fix="resume with the version and the data that began the run, or start a new run",
+            ) from error

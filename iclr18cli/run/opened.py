@@ -1,0 +1,138 @@
+"""A run opened to measure it: what eval, attack and certify are given. Executes nothing from the run's directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from iclr18cli import device as devices
+from iclr18cli.errors import UserError
+from iclr18cli.run.directory import RunDirectory
+from iclr18cli.run.phases import Progress, no_progress
+from iclr18cli.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from iclr18cli.data.tensors import Split
+    from iclr18cli.models.card import ModelCard
+
+T = TypeVar("T")
+
+
+class Workbench:
+    """What a command without a run is given: shared options, the device, a progress bar; everything is seeded.
+
+    Attributes:
+        settings, seed: The shared options.
+        device: Where to compute.
+    """
+
+    def __init__(self, settings: Settings, *, progress: Progress | None = None):
+        self.settings, self.seed = settings, settings.seed
+        self.device = devices.choose(settings.device)
+        self._progress = progress or no_progress
+        devices.seed_everything(settings.seed)
+
+    @overload
+    def progress(self, work: int | None, label: str) -> AbstractContextManager[Any]: ...
+    @overload
+    def progress(self, work: Iterable[T], label: str) -> Iterator[T]: ...
+    def progress(self, work: Any, label: str) -> Any:
+        """Show progress: of an iterable, whose items are passed on, or of a number of steps, by `.advance(n)`."""
+        return self._progress(work, label) if work is None or isinstance(work, int) else self._walk(work, label)
+
+    def _walk(self, work: Iterable[T], label: str) -> Iterator[T]:
+        with self._progress(len(work) if isinstance(work, Sized) else None, label) as bar:
+            for item in work:
+                yield item
+                bar.advance(1)
+
+    def open_split(self, dataset: str, split: str = "test", *, limit: int = 0) -> Split:
+        """Return the first `limit` examples (0: all) of a split of any data set, on the CPU."""
+        from iclr18cli.data.registry import open_split
+
+        data = open_split(dataset, split, data_dir=self.settings.data_dir)
+        return data.take(limit) if limit else data
+
+
+class OpenedRun(Workbench):
+    """A run with its model and data.
+
+    Attributes:
+        directory, path: Where the run is kept.
+        technique: Name of the technique that made it.
+        config: What it was trained with.
+    """
+
+    def __init__(self, directory: RunDirectory, settings: Settings, *, progress: Progress | None = None):
+        self.directory, self.path = directory, directory.path
+        self.technique: str = directory.info["technique"]
+        self.config = directory.config
+        super().__init__(settings, progress=progress)
+
+    @cached_property
+    def card(self) -> ModelCard:
+        """The model's card.
+
+        Raises:
+            UserError: The training has not ended yet, or the card is damaged.
+        """
+        from iclr18cli.models.card import CARD, read_card
+
+        if not (self.path / CARD).exists():
+            status, command = self.directory.status, self.directory.info.get("command", "train")
+            fix = f"iclr18 {self.technique} {command} --resume {self.path}"
+            if status == "running":
+                fix = "wait until it is done"
+            elif status == "done":
+                fix = "name a run that trained a model"
+            raise UserError(f"{self.path} has no model yet.", why=f"its status is {status}", fix=fix)
+        return read_card(self.path)
+
+    def model(self) -> nn.Module:
+        """Return the trained network, built anew: on the device, in evaluation mode, without gradients."""
+        from iclr18cli.models.card import open_model
+
+        _ = self.card  # its error says how to get a model
+        module, _ = open_model(self.path, self.device)
+        return module.requires_grad_(False)
+
+    def split(self, split: str = "test", limit: int = 0, *, dataset: str = "") -> Split:
+        """Return data for the model, on the CPU.
+
+        Args:
+            split: "train" or "test".
+            limit: The first `limit` examples; 0: all.
+            dataset: Another data set than the run's own.
+
+        Raises:
+            UserError: Shape, range or labels are not what the model takes.
+        """
+        from iclr18cli.models.card import check_inputs
+
+        card = self.card
+        data = self.open_split(dataset or card.dataset or self.config["dataset"], split, limit=limit)
+        if card.dtype == "float32":
+            # All values of a uint8 image are in [0, 1]: one is enough to see the shape.
+            check_inputs(data.inputs(slice(0, 1) if not data.x.is_floating_point() else None), card)
+        if not data.x.is_floating_point() and card.range is not None and not card.range[0] <= 0 < 1 <= card.range[1]:
+            raise UserError(
+                f"The images of '{data.name}' lie in [0, 1], the model takes [{card.range[0]:g}, {card.range[1]:g}].",
+                fix=f"choose the data set the model was trained on ({card.dataset})",
+            )
+        low, high = int(data.y.min()), int(data.y.max())
+        if card.task == "classify" and not 0 <= low <= high < card.classes:
+            raise UserError(
+                f"The labels of '{data.name}' reach from {low} to {high}, the model has {card.classes} classes.",
+                why="labels must lie in 0 .. classes - 1",
+                fix=f"choose the data set the model was trained on ({card.dataset})",
+            )
+        return data
+
+    def figure(self, name: str, figure: Any) -> Path:
+        """Write a matplotlib figure to plots/NAME.png of the run and return its path."""
+        return self.directory.figure(name, figure)
