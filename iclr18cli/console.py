@@ -161,6 +161,17 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def labelled(label: str, texts: Sequence[str], *, width: int = 11) -> list[str]:
+    """Lay out texts under a label, one a line.
+
+    Example:
+        >>> print("\\n".join(labelled("warning", ["first", "second"])))
+          warning      first
+                       second
+    """
+    return [f"  {label if i == 0 else '':<{width}}  {text}" for i, text in enumerate(texts)]
+
+
 def show_metrics(metrics: Mapping[str, Any]) -> str:
     """Write metrics on one line: `loss 0.2512  rho 0.07`."""
     return "  ".join(f"{name} {show(value)}" for name, value in metrics.items())

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from iclr18cli.run.loop import Run
     from iclr18cli.run.opened import OpenedRun
 
+DATASET_OPTIONS = ("dataset", "source", "target")
+"""Options of any technique that name a data set."""
+
 REPRODUCED = ("seed", "precision")
 """Shared settings that decide the result and are therefore kept in config.toml."""
 
@@ -115,13 +118,13 @@ def perform(call: Call, console: Console) -> Outcome:
 
 
 def _make_run(call: Call, console: Console) -> Outcome:
+    sources = open_runs(call.runs, call.resolved()[1], console)
     run, directory = _start(call, console)
     if run is None:
         return _trained(call, directory)
     classes = (configs.command_config(call.command), TrainSettings)
     config, _ = configs.layered(classes, layers=[("config.toml", directory.config)])
     function = resolve(call.command.run)
-    sources = open_runs(call.runs, run.settings, console)
     try:
         with run:
             function(config, run, *sources)
@@ -139,7 +142,7 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
 
     root = runs_root(settings.runs_dir)
     kept = {name: getattr(settings, name) for name in REPRODUCED}
-    values = configs.to_dict(config) | kept
+    values = _portable(configs.to_dict(config)) | kept
     around: dict[str, Any] = {"progress": console.progress, "observer": plugins().observe}
     directory = None
     if settings.resume == "auto":
@@ -158,9 +161,17 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
     owner = plugins().owner("techniques", call.technique.name)
     run = open_run(
         call.technique.name, values, settings, root=root, argv=call.argv, command=call.name,
+        parent=call.runs[0] if call.runs else None,
         plugin=f"{owner.distribution} {owner.version}" if owner else "", **around,
     )  # fmt: skip
     return run, run.directory
+
+
+def _portable(values: dict[str, Any]) -> dict[str, Any]:
+    """Make the paths of the user's own data absolute, so that the run opens from any folder."""
+    from iclr18cli.data.registry import absolute
+
+    return {name: absolute(value) if name in DATASET_OPTIONS else value for name, value in values.items()}
 
 
 def _refuse_changes(call: Call, directory: RunDirectory) -> None:
@@ -261,7 +272,7 @@ def certified(
     """Keep certificates with their run, and render them: the sentence, its limits, the number; exit 4 if one is contradicted."""
     documents = [plain(certificate.to_json()) for certificate in certificates]
     document = {**given, "run": str(directory.path) if directory else None, "certificates": documents, "seconds": seconds}
-    text = "\n\n".join(certificate_text(d) for d in documents)
+    text = certificates_text(documents)
     if directory is not None:
         kept = directory.write_result("certify", document, given["options"] | {"of": given["technique"], "command": given["command"]})
         document["file"] = str(kept)
@@ -270,15 +281,25 @@ def certified(
     return Outcome(document, text, ExitCode.DONE if held else ExitCode.CLAIM, directory, certificates)
 
 
+def certificates_text(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Render certificates one below the other; limits and assumptions they share are told once, at the end."""
+    from iclr18cli.console import labelled
+
+    keys = ("not_claimed", "assumptions") if len(documents) > 1 else ()
+    shared = {key: documents[0][key] for key in keys if all(d[key] == documents[0][key] for d in documents)}
+    texts = [certificate_text({**d, **{key: () for key in shared}}) for d in documents]
+    words = {"not_claimed": "not claimed", "assumptions": "assuming"}
+    told = [line for key, lines in shared.items() for line in labelled(words[key], lines)]
+    return "\n\n".join([*texts, *(["Of all of them:\n" + "\n".join(told)] if told else [])])
+
+
 def certificate_text(document: Mapping[str, Any]) -> str:
     """Render one certificate for a person: first the sentence, then what is not claimed, then the number."""
-    from iclr18cli.console import bold, show
+    from iclr18cli.console import bold, labelled, show
 
     lines = [bold(document["statement"])]
-    if document["not_claimed"]:
-        lines.append(f"  not claimed  {'; '.join(document['not_claimed'])}")
-    if document["assumptions"]:
-        lines.append(f"  assuming     {'; '.join(document['assumptions'])}")
+    lines += labelled("not claimed", document["not_claimed"])
+    lines += labelled("assuming", document["assumptions"])
     sign = {"upper": "<=", "lower": ">=", "equal": "="}[document["bound"]]
     vacuous = f"   VACUOUS (threshold {show(document['vacuous_above'])})" if document["vacuous"] else ""
     lines.append(f"  {document['verdict']:<11}  {document['quantity']} {sign} {show(document['value'])}{vacuous}")
@@ -286,5 +307,5 @@ def certificate_text(document: Mapping[str, Any]) -> str:
         lines.append(f"  attack       {document['empirical']['attack']}: {show(document['empirical']['value'])}")
     if not document["holds"]:
         lines.append("  CONTRADICTED: what was found does not agree with the claim; do not rely on it")
-    lines += [f"  warning      {warning}" for warning in document["warnings"]]
+    lines += labelled("warning", document["warnings"])
     return "\n".join(lines)

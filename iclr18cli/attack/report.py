@@ -114,20 +114,20 @@ class AttackReport:
 
     def to_text(self) -> str:
         """Render the report for a person: the sentence, what is not claimed, the numbers, the warnings."""
-        from iclr18cli.console import bold, table
+        from iclr18cli.console import bold, labelled, table
 
         low, high = clopper_pearson(self.robust.correct, self.robust.n)
         rows = [[c["class"], c["n"], c["clean"], c["robust"]] for c in self.per_class]
         lines = [
             bold(self.statement),
-            f"  not claimed  {'; '.join(self.not_claimed)}",
+            *labelled("not claimed", self.not_claimed),
             f"  attack       robust accuracy <= {100 * self.value:.2f} %   (clean {100 * self.clean.accuracy:.2f} %; "
             f"95 % interval {100 * low:.2f} to {100 * high:.2f} %)",
         ]
         if self.perturbation:
             mean, largest = self.perturbation["mean"], self.perturbation["max"]
             lines.append(f"  moved        {mean:.4g} on average, {largest:.4g} at most ({self.threat['norm']})")
-        lines += [f"  warning      {warning}" for warning in self.warnings]
+        lines += labelled("warning", self.warnings)
         return "\n".join([*lines, "", table(["class", "n", "clean", "robust"], rows)])
 
 

@@ -53,6 +53,21 @@ def find(reference: str) -> tuple[DatasetSpec, str]:
     return spec, argument
 
 
+def absolute(reference: str) -> str:
+    """Return the reference with the path of the user's own data made absolute; other references as they are.
+
+    Example:
+        >>> absolute("mnist"), absolute("npz:/data/x.npz")
+        ('mnist', 'npz:/data/x.npz')
+    """
+    name, colon, argument = reference.partition(":")
+    spec = datasets().get(name)
+    if not (colon and spec and spec.argument.startswith("PATH")):
+        return reference
+    path, mark, rest = argument.partition("?")
+    return f"{name}:{Path(path).expanduser().resolve()}{mark}{rest}"
+
+
 def user_root(data_dir: str | Path = "") -> Path:
     """Return the folder that fetched and imported files go to: `data_dir`, else the user's cache."""
     return Path(data_dir).expanduser() if data_dir else cache_root()

@@ -1,0 +1,210 @@
+"""Operator norms of linear layers, proven from above.
+
+Every bound is a valid upper bound of the 2-norm of the layer's linear part in exact arithmetic; what rounding can do is
+added outwards. Power iteration approaches a norm from below and is used nowhere here.
+"""
+
+# O output channels · I input channels · a, b kernel rows and columns · n side of a Gram matrix
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iclr18cli.certify.convolution import convolution_gram, fourier_bound, multiplicity, reshaped_bounds
+from iclr18cli.certify.gram import gram_iteration, matrix_norm, top_root
+from iclr18cli.certify.slopes import plain
+from iclr18cli.errors import UserError
+from iclr18cli.models.layers import Normalize, PadShortcut
+
+__all__ = ["EXACT_SIDE", "Norm", "gram_iteration", "matrix_norm", "operator_norm"]
+
+EXACT_SIDE = 4096
+"""Largest Gram matrix whose eigenvalues are computed for one layer (about five seconds on one core)."""
+
+KNOWN = (
+    nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d, Normalize, PadShortcut, nn.Flatten,
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout,
+)  # fmt: skip
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An upper bound of a layer's operator norm.
+
+    Args:
+        value: The bound, rounding included.
+        method: exact (all of the layer's matrix), fourier, reshaped, gram, separable, or scale.
+        output_shape: What the layer makes of one input of the shape asked for, without the batch.
+    """
+
+    value: float
+    method: str
+    output_shape: Shape
+
+
+def operator_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int = 2**31) -> Norm:
+    """Return an upper bound of the 2-norm of an affine layer's linear part, in float64.
+
+    Dense layers: the largest eigenvalue of the smaller Gram matrix. Convolutions: the smallest of the bounds in
+    `iclr18cli.certify.convolution` and, where it is affordable, the exact value from the Gram matrix of the whole map.
+    Pooling by averages: exact, as a Kronecker product of two one-dimensional maps.
+
+    Args:
+        layer: Linear, Conv2d (zero padding), AvgPool2d, AdaptiveAvgPool2d, BatchNorm (running statistics), Normalize,
+            PadShortcut, Flatten, Identity or Dropout; in evaluation mode.
+        input_shape: Shape of one input, without the batch.
+        memory: Bytes the matrices of this layer may take.
+
+    Raises:
+        UserError: The layer has no known bound, or a weight is not finite.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
+        >>> round(operator_norm(layer, (2,)).value, 6)
+        5.0
+    """
+    shape = tuple(input_shape)
+    for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"{type(layer).__name__} has numbers that are not finite, so it has no operator norm.",
+                why=f"looked at '{name}', shape {tuple(value.shape)}",
+                fix="certify a checkpoint from before the training diverged",
+            )
+    if not plain(layer, KNOWN):
+        raise UserError(
+            f"No operator norm is known for the layer {type(layer).__name__}.",
+            why="known: Linear, Conv2d, average pooling, BatchNorm, Normalize, PadShortcut, Flatten, Identity, "
+            "Dropout, each with torch's own forward and without hooks",
+            fix="build the network from these layers, or certify it by another method",
+        )
+    match layer:
+        case nn.Linear():
+            return _linear(layer, shape, memory)
+        case nn.Conv2d():
+            return _convolution(layer, shape, memory)
+        case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
+            return _average_pool(layer, shape)
+        case nn.BatchNorm1d() | nn.BatchNorm2d():  # one forward, of their common base
+            return Norm(_batch_norm(layer), "scale", shape)
+        case Normalize():
+            return Norm(_outward(float((1 / double(layer.std)).max())), "scale", shape)
+        case PadShortcut():
+            channels, *image = shape
+            return Norm(1.0, "scale", (channels + layer.channels, *(-(-n // layer.stride) for n in image)))
+        case nn.Flatten():
+            return Norm(1.0, "scale", tuple(layer(torch.empty(1, *shape, device="meta")).shape[1:]))
+    return Norm(1.0, "scale", shape)  # Identity and Dropout, in evaluation mode
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Return a detached float64 copy, on the CPU where the device has no float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+def linear_map(layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    """Return the linear part of a convolution, in float64.
+
+    Raises:
+        UserError: The padding is not by zeros.
+    """
+    if layer.padding_mode != "zeros":
+        raise UserError(
+            f"No operator norm is known for a convolution with padding_mode={layer.padding_mode!r}.",
+            why="the bounds here are for zero padding",
+            fix="use padding_mode='zeros'",
+        )
+    weight = double(layer.weight)
+    return lambda x: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    """Return the zeros before the first row and column; "same" puts the odd one last."""
+    if isinstance(layer.padding, str):
+        whole = layer.padding == "same"
+        return tuple(d * (k - 1) // 2 * whole for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    return layer.padding
+
+
+def _outward(value: float, relative: float = 1e-14) -> float:
+    return value * (1 + relative)
+
+
+def _linear(layer: nn.Linear, shape: Shape, memory: int) -> Norm:
+    weight, output = double(layer.weight), (*shape[:-1], layer.out_features)
+    side = min(weight.shape)
+    if side <= EXACT_SIDE and 3 * 8 * side * side <= memory:
+        return Norm(matrix_norm(weight), "exact", output)
+    if 4 * 8 * side * side <= memory:
+        return Norm(gram_iteration(weight, steps=4), "gram", output)
+    return Norm(_outward(float(torch.linalg.matrix_norm(weight)), 1e-12 * side), "frobenius", output)
+
+
+def _convolution(layer: nn.Conv2d, shape: Shape, memory: int) -> Norm:
+    apply = linear_map(layer)
+    weight = double(layer.weight)
+    output = tuple(apply(weight.new_zeros(1, *shape)).shape[1:])
+    image, stride, dilation = shape[1:], layer.stride, layer.dilation
+    bounds = [
+        (bound, "reshaped")
+        for bound in reshaped_bounds(weight, multiplicity(weight.shape[2:], stride, dilation, output[1:]), layer.groups)
+    ]
+    fourier = fourier_bound(weight, image, stride=stride, dilation=dilation, groups=layer.groups, memory=memory)
+    if fourier is not None:
+        bounds.append((fourier, "fourier"))
+    side = min(math.prod(shape), math.prod(output)) // layer.groups
+    if side <= EXACT_SIDE and 4 * 8 * side * side <= memory:
+        places = {"stride": stride, "padding": _padding(layer), "dilation": dilation}
+        grams = (convolution_gram(k, image, output[1:], **places) for k in weight.chunk(layer.groups))
+        terms = math.prod(weight.shape[1:]) + weight.shape[0] * math.prod(output[1:])
+        bounds.append((max(top_root(gram, terms=terms) for gram in grams), "exact"))
+    value, method = min(bounds)
+    return Norm(value, method, output)
+
+
+def _average_pool(layer: nn.AvgPool2d | nn.AdaptiveAvgPool2d, shape: Shape) -> Norm:
+    """Take the product of the norms along height and width: the map is a Kronecker product, the windows are boxes."""
+    adaptive = isinstance(layer, nn.AdaptiveAvgPool2d)
+    if not adaptive and layer.divisor_override is not None and layer.ceil_mode:
+        raise UserError("No operator norm is known for average pooling with divisor_override and ceil_mode together.")
+    norm, output = 1.0, list(shape)
+    for axis in (-2, -1):
+        eye = torch.eye(shape[axis], dtype=torch.float64)[:, None]
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            pooled = F.adaptive_avg_pool1d(eye, _pair(layer.output_size)[axis] or shape[axis])
+        else:
+            size, stride = _pair(layer.kernel_size)[axis], _pair(layer.stride)[axis]
+            padding, whole = _pair(layer.padding)[axis], layer.divisor_override is not None
+            pooled = F.avg_pool1d(eye, size, stride, padding, layer.ceil_mode, layer.count_include_pad or whole)
+        norm *= matrix_norm(pooled[:, 0])
+        output[axis] = pooled.shape[-1]
+    if isinstance(layer, nn.AvgPool2d) and layer.divisor_override is not None:
+        norm *= math.prod(_pair(layer.kernel_size)) / layer.divisor_override
+    return Norm(_outward(norm), "separable", tuple(output))
+
+
+def _pair(value: int | Sequence[int | None] | None) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) or value is None else tuple(value)  # type: ignore[return-value]
+
+
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
+    if layer.running_var is None:
+        raise UserError(
+            f"{type(layer).__name__} without running statistics mixes the examples of a batch, so it has no norm.",
+            why="track_running_stats=False",
+            fix="train with running statistics",
+        )
+    scale = (double(layer.running_var) + layer.eps).rsqrt()
+    if layer.weight is not None:
+        scale = scale * double(layer.weight).abs()
+    return _outward(float(scale.max()))
