@@ -127,11 +127,20 @@ def _make_run(call: Call, console: Console) -> Outcome:
     function = resolve(call.command.run)
     try:
         with run:
-            function(config, run, *sources)
+            told = function(config, run, *sources)
     except Exception as error:
         error.iclr18_log = directory.path / "log.txt"  # type: ignore[attr-defined]
         raise
-    return _trained(call, directory)
+    _draw_curves(directory)
+    return _trained(call, directory, told)
+
+
+def _draw_curves(directory: RunDirectory) -> None:
+    from iclr18cli.report.plot import metric_curves, save
+
+    lines = directory.metrics()
+    if lines:
+        save(metric_curves({directory.path.name: lines}), directory.path / "plots" / "curves.png")
 
 
 def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
@@ -188,19 +197,32 @@ def _refuse_changes(call: Call, directory: RunDirectory) -> None:
             )
 
 
-def _trained(call: Call, directory: RunDirectory) -> Outcome:
+def _trained(call: Call, directory: RunDirectory, told: Mapping[str, Any] | None = None) -> Outcome:
+    """Tell what a run ended with; `told` is what its function returned to show beside the metrics."""
     info = directory.info
     seconds = info.get("seconds") or 0.0
-    document = {
+    metrics = info.get("metrics", {})
+    document: dict[str, Any] = {
         "run": str(directory.path),
         "technique": info["technique"],
         "status": directory.status,
-        "metrics": info.get("metrics", {}),
+        "metrics": metrics,
         "seconds": seconds,
         "seed": info.get("seed"),
     }
-    lines = [f"saved  {directory.path}   {duration(seconds)}", f"       {show_metrics(document['metrics'])}"]
-    lines += [f"next   {line}" for line in next_commands(call.technique, directory.path)]
+    figures = [str(path) for path in sorted((directory.path / "plots").glob("*.png"))]
+    lines = []
+    if told:
+        document["result"] = plain(told)
+        lines += [metrics_text({"metrics": document["result"]}).strip(), ""]
+    lines += [f"saved  {directory.path}   {duration(seconds)}"]
+    if not told:
+        lines += [f"       {show_metrics(metrics)}"]
+    if figures:
+        document["figures"] = figures
+        lines += [f"drawn  {figure}" for figure in figures]
+    if (directory.path / "model.json").is_file():
+        lines += [f"next   {line}" for line in next_commands(call.technique, directory.path)]
     return Outcome(document, "\n".join(lines), directory=directory)
 
 

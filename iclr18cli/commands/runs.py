@@ -40,7 +40,7 @@ def list_all(runs_dir: RunsDir = "", json: Json = False) -> None:
     root = runs_root(runs_dir)
     found = [summary(run) for run in list_runs(root)]
     rows = [
-        [r["run"], r.get("technique"), r["status"], duration(r["seconds"]) if r.get("seconds") else None, show_metrics(r.get("metrics") or {})]
+        [r["run"], r.get("technique"), r["status"], duration(r["seconds"]) if r.get("seconds") else None, show_metrics(dict(list((r.get("metrics") or {}).items())[:4]))]
         for r in found
     ]  # fmt: skip
     text = table(["run", "technique", "status", "time", "metrics"], rows) if rows else f"no runs in {root}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ PAPER = {
 """Table 1 of the paper: regular, robust; mean +- standard error over 1000 trials."""
 
 
-def cartpole(config: CartpoleConfig, run: Run) -> None:
+def cartpole(config: CartpoleConfig, run: Run) -> dict[str, Any]:
     """Train `agents` agents of each kind, run every environment, keep the table beside the paper's, and draw it."""
     lengths: dict[str, dict[str, list[float]]] = {name: {"regular": [], "robust": []} for name in ENVIRONMENTS}
     errors: dict[str, dict[str, list[float]]] = {name: {"regular": [], "robust": []} for name in ENVIRONMENTS}
@@ -59,3 +59,5 @@ def cartpole(config: CartpoleConfig, run: Run) -> None:
     axes.legend(frameon=False)
     run.figure("cartpole", figure)
     run.finish(**{f"{row['environment']} {kind}".replace(" ", "_"): row[kind] for row in rows for kind in kinds})
+    shown = ("environment", "regular", "robust", "paper_regular", "paper_robust")
+    return {"mean episode length": [{name: row[name] for name in shown} for row in rows]}

@@ -35,7 +35,7 @@ ANGLES = 180
 BATCH = 500
 
 
-def boundary(config: BoundaryConfig, run: Run) -> None:
+def boundary(config: BoundaryConfig, run: Run) -> dict[str, Any]:
     """Train WRM, ERM and FGM on rings with ELU and with ReLU, and draw where each changes its mind; Figure 1.
 
     WRM comes first, because FGM's default budget is sqrt(rho_hat) of WRM, as in the paper.
@@ -43,8 +43,7 @@ def boundary(config: BoundaryConfig, run: Run) -> None:
     read = partial(open_split, data_dir=run.settings.data_dir, download=run.settings.download)
     data, test = read(f"rings:{config.points}", "train"), read("rings", "test").to(run.device)
     radii: dict[str, dict[str, np.ndarray]] = {}
-    metrics: dict[str, float] = {}
-    nets: dict[str, dict[str, nn.Module]] = {}
+    rows: list[dict[str, Any]] = []
     for activation in ("elu", "relu"):
         eps = config.eps
         for method in ("wrm", "erm", "fgm"):
@@ -59,16 +58,15 @@ def boundary(config: BoundaryConfig, run: Run) -> None:
             found = measure(net, test, gamma=config.gamma, inner_steps=config.inner_steps)
             if method == "wrm" and eps is None:
                 eps = math.sqrt(found["rho_hat"])
-            metrics |= {f"{activation}_{method}_{name}": found[name] for name in ("accuracy", "rho_hat")}
-            radii.setdefault(activation, {})[method] = decision_radius(net, run.device)
-            nets.setdefault(activation, {})[method] = net
-    for activation, by_method in radii.items():
-        for method, radius in by_method.items():
-            metrics[f"{activation}_{method}_radius"] = float(np.nanmean(radius))
-            metrics[f"{activation}_{method}_roundness"] = float(np.nanmax(radius) / np.nanmin(radius))
+            radius = radii.setdefault(activation, {})[method] = decision_radius(net, run.device)
+            rows.append({
+                "activation": activation, "method": method, "accuracy": found["accuracy"], "rho_hat": found["rho_hat"],
+                "mean radius": float(np.nanmean(radius)), "max / min radius": float(np.nanmax(radius) / np.nanmin(radius)),
+            })  # fmt: skip
     run.figure("boundary", boundary_figure(radii, data))
-    write_json(run.path / "artifacts" / "boundary.json", {"angles": ANGLES, "radii": radii})
-    run.finish(**metrics)
+    write_json(run.path / "artifacts" / "boundary.json", {"angles": ANGLES, "radii": radii, "rows": rows})
+    run.finish(**{f"{row['activation']}_{row['method']}_radius": row["mean radius"] for row in rows})
+    return {"decision boundaries": rows}
 
 
 def decision_radius(net: nn.Module, device: torch.device, *, reach: float = 4.0, grid: int = 801) -> np.ndarray:
@@ -190,7 +188,7 @@ def certificate_figure(run: OpenedRun, *, limit: int, inner_steps: int, points: 
     estimate = measure(net, train, gamma=gamma, inner_steps=inner_steps)
     reached = []
     with run.progress(points, "figure 2") as bar:
-        for gamma_adv in np.geomspace(8 * gamma, gamma / 2, points):
+        for gamma_adv in np.geomspace(8 * gamma, gamma / 1.5, points):
             worst = worst_points(net, test, gamma=float(gamma_adv))
             rho = sum(float(transport_cost(z, x).double().sum()) for x, _, z in worst) / len(test)
             with evaluating(net), torch.no_grad():

@@ -20,7 +20,7 @@ from iclr18_wrm.algorithm import (
 )
 from iclr18_wrm.config import TrainConfig
 from iclr18_wrm.derivatives import Loss
-from iclr18_wrm.evaluate import MEASURED_AFTER_TRAINING, measure
+from iclr18_wrm.evaluate import MEASURED_AFTER_TRAINING, accuracy, measure
 from iclr18cli.certify.capping import cap_layers_, capped_layers
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split
@@ -43,10 +43,13 @@ def train(config: TrainConfig, run: Run) -> None:
     net = run.prepare(net)
     fit(net, data, config, run)
     run.save_model(net, model=name, kwargs=kwargs, split=data)
-    final = measure(net, test.take(MEASURED_AFTER_TRAINING).to(run.device), gamma=config.gamma,
-                    inner_steps=config.inner_steps, progress=run.progress)  # fmt: skip
+    placed = test.to(run.device)
+    final = measure(
+        net, placed.take(MEASURED_AFTER_TRAINING), gamma=config.gamma, inner_steps=config.inner_steps, progress=run.progress
+    )
     run.record("test", **final)
-    run.finish(**{name: final[name] for name in ("accuracy", "adversarial_loss", "rho_hat", "phi")})
+    kept = {name: final[name] for name in ("adversarial_loss", "rho_hat", "phi")}
+    run.finish(accuracy=accuracy(net, placed), **kept, adversarial_points=final["n"])
 
 
 def fit(net: nn.Module, data: Split, config: TrainConfig, run: Run, *, prefix: str = "") -> None:
