@@ -1,8 +1,8 @@
 """The commands as Python functions, with the same checks, files and errors.
 
-    >>> from iclr18cli import api
-    >>> run = api.train("wrm", preset="smoke", runs_dir=tmp, quiet=True)                            # doctest: +SKIP
-    >>> certificates = api.certify("wrm", run.path, rho=(0.001,))                                   # doctest: +SKIP
+>>> from iclr18cli import api
+>>> run = api.train("wrm", preset="smoke", runs_dir=tmp, quiet=True)                            # doctest: +SKIP
+>>> certificates = api.certify("wrm", run.path, rho=(0.001,))                                   # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from iclr18cli.run.directory import RunDirectory
 
 
-def call(technique: str, command: str, *runs: str | Path, preset: str = "", config: str | Path = "", **options: Any) -> Outcome:
+def call(
+    technique: str, command: str, *runs: str | Path, preset: str = "", config: str | Path = "", **options: Any
+) -> Outcome:
     """Run any command of a technique.
 
     Args:
@@ -38,8 +40,15 @@ def call(technique: str, command: str, *runs: str | Path, preset: str = "", conf
 
         raise UsageError(f"'{technique}' has no command '{command}'.", fix=did_you_mean(command, record.commands))
     quiet = options.pop("quiet", True)
-    made = Call(record, command, preset=preset, file=str(config), flags=options, runs=[str(run) for run in runs],
-                argv=["python", technique, command])  # fmt: skip
+    made = Call(
+        record,
+        command,
+        preset=preset,
+        file=str(config),
+        flags=options,
+        runs=[str(run) for run in runs],
+        argv=["python", technique, command],
+    )
     return perform(made, Console(quiet=quiet))
 
 

@@ -79,7 +79,10 @@ class _Heartbeat:
             return
         self.spoken, rate = now, self.done / (now - self.start)
         left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate else ""
-        print(f"{self.label}  {self.done}/{self.total or '?'}  {rate:.3g}/s{left}  {show_metrics(self.metrics)}", file=sys.stderr)
+        print(
+            f"{self.label}  {self.done}/{self.total or '?'}  {rate:.3g}/s{left}  {show_metrics(self.metrics)}",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
@@ -123,8 +126,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str =
         bcd   20
     """
     cells = [[show(cell) for cell in row] for row in rows]
-    widths = [max(len(heading), *(len(row[i]) for row in cells), 0) if cells else len(heading) for i, heading in enumerate(columns)]
-    right = [bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(columns))]
+    widths = [
+        max(len(heading), *(len(row[i]) for row in cells), 0) if cells else len(heading)
+        for i, heading in enumerate(columns)
+    ]
+    right = [
+        bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows)
+        for i in range(len(columns))
+    ]
 
     def line(words: Sequence[str]) -> str:
         placed = (w.rjust(n) if r else w.ljust(n) for w, n, r in zip(words, widths, right, strict=True))
@@ -193,7 +202,7 @@ def duration(seconds: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON-ready copy: numpy and torch scalars as numbers, paths as text, numbers that are not finite as null."""
+    """Return a JSON-ready copy: numpy and torch values as numbers, paths as text, what is not finite as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

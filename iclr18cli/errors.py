@@ -35,7 +35,9 @@ class UserError(Exception):
         self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
-        return "  ".join(part for part in (self.what, self.why and f"why: {self.why}", self.fix and f"fix: {self.fix}") if part)
+        return "  ".join(
+            part for part in (self.what, self.why and f"why: {self.why}", self.fix and f"fix: {self.fix}") if part
+        )
 
 
 class UsageError(UserError):
@@ -50,7 +52,7 @@ class ClaimError(UserError):
     code = ExitCode.CLAIM
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """The run was stopped by a signal after its state was saved.
 
     Args:

@@ -15,6 +15,7 @@ from iclr18cli.errors import ExitCode, UsageError
 from iclr18cli.manager import plugins
 from iclr18cli.paths import runs_root
 from iclr18cli.plugin import Command, Technique, resolve
+from iclr18cli.report.text import certificates_text, metrics_text
 from iclr18cli.settings import Settings, TrainSettings
 
 if TYPE_CHECKING:
@@ -101,7 +102,12 @@ def dry_run(call: Call) -> Outcome:
 
     config, settings = call.resolved()
     values = configs.to_dict(config)
-    document = {"technique": call.technique.name, "command": call.name, "config": values, "settings": configs.to_dict(settings)}
+    document = {
+        "technique": call.technique.name,
+        "command": call.name,
+        "config": values,
+        "settings": configs.to_dict(settings),
+    }
     return Outcome(document, tomli_w.dumps(values).rstrip())
 
 
@@ -156,7 +162,11 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
     directory = None
     if settings.resume == "auto":
         directory = resumable(root, call.technique.name, values, settings.seed, name=settings.name, out=settings.out)
-        console.hint(f"resume  {directory.path}" if directory else "resume  no unfinished run with these settings: starting a new one")
+        console.hint(
+            f"resume  {directory.path}"
+            if directory
+            else "resume  no unfinished run with these settings: starting a new one"
+        )
     elif settings.resume:
         directory = find_run(settings.resume, root)
         _refuse_changes(call, directory)
@@ -169,10 +179,16 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
         return resume_run(directory, settings, **around), directory
     owner = plugins().owner("techniques", call.technique.name)
     run = open_run(
-        call.technique.name, values, settings, root=root, argv=call.argv, command=call.name,
+        call.technique.name,
+        values,
+        settings,
+        root=root,
+        argv=call.argv,
+        command=call.name,
         parent=call.runs[0] if call.runs else None,
-        plugin=f"{owner.distribution} {owner.version}" if owner else "", **around,
-    )  # fmt: skip
+        plugin=f"{owner.distribution} {owner.version}" if owner else "",
+        **around,
+    )
     return run, run.directory
 
 
@@ -186,7 +202,9 @@ def _portable(values: dict[str, Any]) -> dict[str, Any]:
 def _refuse_changes(call: Call, directory: RunDirectory) -> None:
     made_by = directory.info["technique"]
     if made_by != call.technique.name:
-        raise UsageError(f"{directory.path} was made by '{made_by}'.", fix=f"iclr18 {made_by} train --resume {directory.path.name}")
+        raise UsageError(
+            f"{directory.path} was made by '{made_by}'.", fix=f"iclr18 {made_by} train --resume {directory.path.name}"
+        )
     names = {f.name for f in configs.options(configs.command_config(call.command))} | set(REPRODUCED)
     for name, value in call.flags.items():
         kept = directory.config.get(name)
@@ -261,7 +279,11 @@ def _measure(call: Call, console: Console) -> Outcome:
         value = function(config, Workbench(settings, progress=console.progress))
     seconds = time.perf_counter() - start
     directory = opened[0].directory if len(opened) == 1 else None
-    given = {"technique": call.technique.name, "command": call.name, "options": configs.to_dict(config) | {"seed": settings.seed}}
+    given = {
+        "technique": call.technique.name,
+        "command": call.name,
+        "options": configs.to_dict(config) | {"seed": settings.seed},
+    }
     if call.command.gives == "certificates":
         return certified(value, directory, given, seconds)
     document = {**given, "runs": [str(run.path) for run in opened], "metrics": plain(value), "seconds": seconds}
@@ -270,64 +292,23 @@ def _measure(call: Call, console: Console) -> Outcome:
     return Outcome(document, metrics_text(document), directory=directory, value=value)
 
 
-def metrics_text(document: Mapping[str, Any]) -> str:
-    """Lay out measured values: numbers line by line, rows of a list as a table, then where they were saved."""
-    from iclr18cli.console import show, table
-
-    lines = []
-    metrics = dict(document["metrics"])
-    width = max((len(name) for name in metrics), default=0)
-    for name, value in metrics.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping):
-            columns = list(value[0])
-            lines += ["", table(columns, [[row.get(c) for c in columns] for row in value], title=name)]
-        elif not isinstance(value, Mapping | list) or len(show(value)) < 100:
-            lines.append(f"{name.ljust(width)}  {show(value)}")
-    if document.get("file"):
-        lines.append(f"saved  {document['file']}")
-    return "\n".join(lines)
-
-
 def certified(
     certificates: Sequence[Any], directory: RunDirectory | None, given: Mapping[str, Any], seconds: float
 ) -> Outcome:
-    """Keep certificates with their run, and render them: the sentence, its limits, the number; exit 4 if one is contradicted."""
+    """Keep certificates with their run and render them; exit code 4 if one is contradicted."""
     documents = [plain(certificate.to_json()) for certificate in certificates]
-    document = {**given, "run": str(directory.path) if directory else None, "certificates": documents, "seconds": seconds}
+    document = {
+        **given,
+        "run": str(directory.path) if directory else None,
+        "certificates": documents,
+        "seconds": seconds,
+    }
     text = certificates_text(documents)
     if directory is not None:
-        kept = directory.write_result("certify", document, given["options"] | {"of": given["technique"], "command": given["command"]})
+        kept = directory.write_result(
+            "certify", document, given["options"] | {"of": given["technique"], "command": given["command"]}
+        )
         document["file"] = str(kept)
         text += f"\n\nsaved  {kept}"
     held = all(d["holds"] for d in documents)
     return Outcome(document, text, ExitCode.DONE if held else ExitCode.CLAIM, directory, certificates)
-
-
-def certificates_text(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Render certificates one below the other; limits and assumptions they share are told once, at the end."""
-    from iclr18cli.console import labelled
-
-    keys = ("not_claimed", "assumptions") if len(documents) > 1 else ()
-    shared = {key: documents[0][key] for key in keys if all(d[key] == documents[0][key] for d in documents)}
-    texts = [certificate_text({**d, **{key: () for key in shared}}) for d in documents]
-    words = {"not_claimed": "not claimed", "assumptions": "assuming"}
-    told = [line for key, lines in shared.items() for line in labelled(words[key], lines)]
-    return "\n\n".join([*texts, *(["Of all of them:\n" + "\n".join(told)] if told else [])])
-
-
-def certificate_text(document: Mapping[str, Any]) -> str:
-    """Render one certificate for a person: first the sentence, then what is not claimed, then the number."""
-    from iclr18cli.console import bold, labelled, show
-
-    lines = [bold(document["statement"])]
-    lines += labelled("not claimed", document["not_claimed"])
-    lines += labelled("assuming", document["assumptions"])
-    sign = {"upper": "<=", "lower": ">=", "equal": "="}[document["bound"]]
-    vacuous = f"   VACUOUS (threshold {show(document['vacuous_above'])})" if document["vacuous"] else ""
-    lines.append(f"  {document['verdict']:<11}  {document['quantity']} {sign} {show(document['value'])}{vacuous}")
-    if document["empirical"]:
-        lines.append(f"  attack       {document['empirical']['attack']}: {show(document['empirical']['value'])}")
-    if not document["holds"]:
-        lines.append("  CONTRADICTED: what was found does not agree with the claim; do not rely on it")
-    lines += labelled("warning", document["warnings"])
-    return "\n".join(lines)

@@ -19,6 +19,6 @@ def cache_root() -> Path:
 
 
 def data_roots(given: str | Path | None = None) -> tuple[Path, ...]:
-    """Return the folders a data set is looked for in, in order: `given` (--data-dir), $ICLR18_DATA, the user's cache."""
+    """Return the folders data sets are looked for in: `given` (--data-dir), $ICLR18_DATA, the user's cache."""
     named = [given, os.environ.get("ICLR18_DATA")]
     return (*(Path(root).expanduser() for root in named if root), cache_root())

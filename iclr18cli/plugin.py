@@ -50,8 +50,9 @@ class Command:
             torch), so state it here.
         takes: "nothing"; "run", one finished or unfinished run named on the command line; "runs", one or more.
         gives: "run": a new run directory that the function fills, `f(config, run)`, or `f(config, run, source)` with
-            `takes="run"`; a mapping it returns is shown. "metrics": a JSON-ready mapping, kept under `eval/`. "certificates": a list of `Certificate`,
-            kept under `certify/`. "report": a JSON-ready mapping, printed and not kept (its figures go where `--out` says).
+            `takes="run"`; a mapping it returns is shown. "metrics": a JSON-ready mapping, kept under `eval/`.
+            "certificates": a list of `Certificate`, kept under `certify/`. "report": a JSON-ready mapping, printed and
+            not kept.
     """
 
     config: str

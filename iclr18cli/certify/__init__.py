@@ -1,0 +1,1 @@
+"""Certificates: what holds for a model, with its verdict and its limits."""

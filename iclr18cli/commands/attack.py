@@ -23,11 +23,20 @@ def app() -> Any:
         values = configs.explicit(AttackConfig, flags) | configs.explicit(Settings, flags)
         deliver(ctx, lambda console: perform(given["runs"], values, console), given)
 
-    runs = inspect.Parameter("runs", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="A path, a name, the beginning of one, or @last.")])  # fmt: skip
+    runs = inspect.Parameter(
+        "runs",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[
+            list[str], typer.Argument(metavar="RUN...", help="A path, a name, the beginning of one, or @last.")
+        ],
+    )
     shared = configs.parameters(Settings, panel="Run")
-    help_text = "Try to break a run's predictions: an upper bound of its robust accuracy.\n\nSeveral runs make one table."
-    return typer_command(attack, "attack", [runs, *configs.parameters(AttackConfig, panel="Attack"), *shared], help_text=help_text)
+    help_text = (
+        "Try to break a run's predictions: an upper bound of its robust accuracy.\n\nSeveral runs make one table."
+    )
+    return typer_command(
+        attack, "attack", [runs, *configs.parameters(AttackConfig, panel="Attack"), *shared], help_text=help_text
+    )
 
 
 def perform(references: list[str], values: dict[str, Any], console: Any) -> Outcome:

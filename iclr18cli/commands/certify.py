@@ -10,7 +10,7 @@ import typer
 
 from iclr18cli import config as configs
 from iclr18cli.certify.registry import certifiers, find
-from iclr18cli.errors import ExitCode, UsageError, UserError
+from iclr18cli.errors import ClaimError, ExitCode, UsageError, UserError
 from iclr18cli.execute import Call, Outcome, certified, find_technique, open_runs
 from iclr18cli.execute import perform as perform_call
 from iclr18cli.plugin import resolve
@@ -32,17 +32,28 @@ def app() -> Any:
         deliver(ctx, lambda console: perform(given["run"], given["method"], values, console), given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    run = inspect.Parameter("run", keyword, annotation=Annotated[
-        str, typer.Argument(metavar="RUN", help="A path, a name, the beginning of one, or @last.")])  # fmt: skip
+    run = inspect.Parameter(
+        "run",
+        keyword,
+        annotation=Annotated[
+            str, typer.Argument(metavar="RUN", help="A path, a name, the beginning of one, or @last.")
+        ],
+    )
     names = ", ".join([*classes, f"{OF_THE_TECHNIQUE} (the run's own claim)", ALL])
-    method = inspect.Parameter("method", keyword, default=ALL, annotation=Annotated[
-        str, typer.Option("--method", metavar="M", help=f"{names}.")])  # fmt: skip
+    method = inspect.Parameter(
+        "method",
+        keyword,
+        default=ALL,
+        annotation=Annotated[str, typer.Option("--method", metavar="M", help=f"{names}.")],
+    )
     options: dict[str, inspect.Parameter] = {}
     for name, cls in classes.items():
         for parameter in configs.parameters(cls, panel=f"--method {name}"):
             options.setdefault(parameter.name, parameter)
     parameters = [run, method, *options.values(), *configs.parameters(Settings, panel="Run")]
-    help_text = "State what holds for a run, with its verdict and its limits; a contradicted bound ends with exit code 4."
+    help_text = (
+        "State what holds for a run, with its verdict and its limits; a contradicted bound ends with exit code 4."
+    )
     return typer_command(certify, "certify", parameters, help_text=help_text)
 
 
@@ -57,7 +68,9 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
     if method == OF_THE_TECHNIQUE:
         technique = find_technique(run.technique)
         if "certify" not in technique.commands:
-            raise UserError(f"The technique '{technique.name}' certifies nothing of its own.", fix="iclr18 certify RUN --method all")
+            raise UserError(
+                f"The technique '{technique.name}' certifies nothing of its own.", fix="iclr18 certify RUN --method all"
+            )
         return perform_call(Call(technique, "certify", flags=values, runs=[reference]), console)
     if method != ALL:
         return _one(method, run, given)
@@ -67,17 +80,25 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
         fields = {field.name for field in configs.options(resolve(known[name].config))}
         try:
             outcomes.append((name, _one(name, run, {k: v for k, v in given.items() if k in fields})))
+        except (UsageError, ClaimError):
+            raise
         except UserError as error:
             console.hint(f"{name}: does not apply: {error}")
-            outcomes.append((name, Outcome({"method": name, "refused": error.what, "why": error.why, "fix": error.fix}, "")))
+            outcomes.append(
+                (name, Outcome({"method": name, "refused": error.what, "why": error.why, "fix": error.fix}, ""))
+            )
     code = max((outcome.code for _, outcome in outcomes), default=ExitCode.DONE)
     if not any("certificates" in outcome.document for _, outcome in outcomes):
-        raise UserError("No certificate method applies to this run.", why="; ".join(f"{n}: {o.document['refused']}" for n, o in outcomes))
+        raise UserError(
+            "No certificate method applies to this run.",
+            why="; ".join(f"{n}: {o.document['refused']}" for n, o in outcomes),
+        )
     document = {
-        "run": str(run.path), "method": ALL,
+        "run": str(run.path),
+        "method": ALL,
         "certificates": [c for _, o in outcomes for c in o.document.get("certificates", ())],
         "refused": [dict(o.document) for _, o in outcomes if "refused" in o.document],
-    }  # fmt: skip
+    }
     text = "\n\n".join(o.text for _, o in outcomes if o.text)
     return Outcome(document, text, code, run.directory, [c for _, o in outcomes for c in (o.value or ())])
 
@@ -87,7 +108,9 @@ def _one(method: str, run: Any, given: dict[str, Any]) -> Outcome:
     config_class = resolve(spec.config)
     foreign = set(given) - {field.name for field in configs.options(config_class)}
     if foreign:
-        raise UsageError(f"--method {method} takes no {', '.join('--' + name.replace('_', '-') for name in sorted(foreign))}.")
+        raise UsageError(
+            f"--method {method} takes no {', '.join('--' + name.replace('_', '-') for name in sorted(foreign))}."
+        )
     config = configs.build(config_class, given)
     if run.card.task not in spec.tasks:
         raise UserError(f"{method} certifies models for {', '.join(spec.tasks)}; this run's task is {run.card.task}.")

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from iclr18cli.console import Console, table
+from iclr18cli.console import Console, Progress, table
 from iclr18cli.errors import ExitCode
 from iclr18cli.paths import data_roots
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-DataDir = Annotated[str, typer.Option(metavar="DIR", help="Folder of data sets.", show_default="$ICLR18_DATA, else the user's cache")]
+DataDir = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of data sets.", show_default="$ICLR18_DATA, else the user's cache")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Name = Annotated[str, typer.Argument(metavar="DATASET")]
 
@@ -27,7 +29,7 @@ def list_sets(data_dir: DataDir = "", json: Json = False) -> None:
     from iclr18cli.data.registry import availability, datasets
 
     roots = data_roots(data_dir)
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": f"{spec.name}:{spec.argument}" if spec.argument and not spec.offline else spec.name,
             "task": spec.task,
@@ -38,8 +40,20 @@ def list_sets(data_dir: DataDir = "", json: Json = False) -> None:
         }
         for spec in datasets().values()
     ]
-    rows = [[d["name"], d["task"], d["availability"], size_text(d["download_bytes"]) if d["download_bytes"] else "", d["summary"]] for d in found]
-    text = table(["data set", "task", "where", "download", "summary"], rows) + f"\n\nlooked in  {', '.join(map(str, roots))}"
+    rows = [
+        [
+            d["name"],
+            d["task"],
+            d["availability"],
+            size_text(d["download_bytes"]) if d["download_bytes"] else "",
+            d["summary"],
+        ]
+        for d in found
+    ]
+    text = (
+        table(["data set", "task", "where", "download", "summary"], rows)
+        + f"\n\nlooked in  {', '.join(map(str, roots))}"
+    )
     Console(as_json=json).result({"datasets": found, "roots": [str(root) for root in roots]}, text)
 
 
@@ -52,20 +66,33 @@ def show(name: Name, data_dir: DataDir = "", json: Json = False) -> None:
     roots = data_roots(data_dir)
     where = availability(spec, roots)
     document: dict[str, Any] = {
-        "name": name, "task": spec.task, "summary": spec.summary, "license": spec.license, "availability": where,
-        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "url": f.url} for f in spec.files], "splits": {},
-    }  # fmt: skip
+        "name": name,
+        "task": spec.task,
+        "summary": spec.summary,
+        "license": spec.license,
+        "availability": where,
+        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "url": f.url} for f in spec.files],
+        "splits": {},
+    }
     lines = [f"{name}  {spec.task}  {where}", spec.summary, f"licence: {spec.license or 'not stated'}"]
     if where in ("built in", "here") or argument:
         for split in spec.splits:
             data = open_split(name, split, data_dir=data_dir)
             counts = data.y.bincount(minlength=len(data.classes)).tolist()
             document["splits"][split] = {
-                "n": len(data), "shape": list(data.shape), "range": data.range, "classes": list(data.classes),
-                "per_class": counts, "sha256": data.digest(),
-            }  # fmt: skip
-            lines.append(f"{split:<6} {len(data):>7,} x {' x '.join(map(str, data.shape))}   range {data.range or 'all of R^d'}")
-            lines.append("       " + "  ".join(f"{c} {n}" for c, n in list(zip(data.classes, counts, strict=True))[:20]))
+                "n": len(data),
+                "shape": list(data.shape),
+                "range": data.range,
+                "classes": list(data.classes),
+                "per_class": counts,
+                "sha256": data.digest(),
+            }
+            lines.append(
+                f"{split:<6} {len(data):>7,} x {' x '.join(map(str, data.shape))}   range {data.range or 'all of R^d'}"
+            )
+            lines.append(
+                "       " + "  ".join(f"{c} {n}" for c, n in list(zip(data.classes, counts, strict=True))[:20])
+            )
     lines += [f"  {f.path}  {f.bytes or '?'} bytes  {f.url}" for f in spec.files]
     Console(as_json=json).result(document, "\n".join(lines))
 
@@ -73,12 +100,14 @@ def show(name: Name, data_dir: DataDir = "", json: Json = False) -> None:
 @app.command()
 def fetch(
     name: Name,
-    source: Annotated[str, typer.Option("--from", metavar="DIR", help="Take the files from a folder or archive, not the network.")] = "",
+    source: Annotated[
+        str, typer.Option("--from", metavar="DIR", help="Take the files from a folder or archive, not the network.")
+    ] = "",
     data_dir: DataDir = "",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Download a data set: resumed where it stopped, checked by size and sha256. The only command that uses the network."""
+    """Download a data set, resumed where it stopped, checked by size and sha256."""
     from iclr18cli.data.fetch import fetch as fetch_files
     from iclr18cli.data.registry import find, user_root
 
@@ -93,7 +122,8 @@ class _Bytes:
     """A progress bar per file, fed with the bytes that are there."""
 
     def __init__(self, console: Console):
-        self.console, self.stack, self.file, self.done, self.bar = console, ExitStack(), "", 0, None
+        self.console, self.stack, self.file, self.done = console, ExitStack(), "", 0
+        self.bar: Progress | None = None
 
     def __enter__(self) -> _Bytes:
         return self
@@ -120,8 +150,11 @@ def verify(name: Name, data_dir: DataDir = "", json: Json = False) -> None:
     spec, argument = find(name)
     checks = verify_files(spec, data_roots(data_dir), argument)
     rows = [[check.path, check.state, check.detail] for check in checks]
-    document = {"dataset": name, "ok": all(check.ok for check in checks),
-                "checks": [{"path": c.path, "state": c.state, "detail": c.detail} for c in checks]}  # fmt: skip
+    document = {
+        "dataset": name,
+        "ok": all(check.ok for check in checks),
+        "checks": [{"path": c.path, "state": c.state, "detail": c.detail} for c in checks],
+    }
     Console(as_json=json).result(document, table(["file", "state", "detail"], rows))
     if not document["ok"]:
         raise typer.Exit(int(ExitCode.USER))
@@ -130,7 +163,9 @@ def verify(name: Name, data_dir: DataDir = "", json: Json = False) -> None:
 @app.command("import")
 def import_set(
     name: Name,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder, file or archive that holds the official files.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder, file or archive that holds the official files.")
+    ],
     data_dir: DataDir = "",
     json: Json = False,
 ) -> None:
@@ -140,4 +175,6 @@ def import_set(
 
     spec, _ = find(name)
     files = import_files(spec, path, user_root(data_dir))
-    Console(as_json=json).result({"dataset": name, "files": [str(f) for f in files]}, "\n".join(f"here  {f}" for f in files))
+    Console(as_json=json).result(
+        {"dataset": name, "files": [str(f) for f in files]}, "\n".join(f"here  {f}" for f in files)
+    )

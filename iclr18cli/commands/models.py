@@ -29,14 +29,18 @@ def list_models(json: Json = False) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="MODEL")],
-    argument: Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="Argument of the network; may be repeated.")] = [],  # noqa: B006
+    argument: Annotated[
+        list[str], typer.Option("--set", metavar="NAME=VALUE", help="Argument of the network; may be repeated.")
+    ] = [],  # noqa: B006
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show a network's arguments, layers, output shapes and parameter counts."""
     from iclr18cli.models.registry import describe
 
     found = describe(name, **dict(map(_argument, argument)))
-    rows = [[layer["name"], layer["type"], _shape(layer["output_shape"]), layer["parameters"]] for layer in found["layers"]]
+    rows = [
+        [layer["name"], layer["type"], _shape(layer["output_shape"]), layer["parameters"]] for layer in found["layers"]
+    ]
     lines = [f"{found['name']}  {found['task']}  {found['plugin']}", found["summary"], ""]
     lines += [f"  {key} = {value}" for key, value in found["arguments"].items()]
     lines += ["", table(["layer", "type", "output", "parameters"], rows), "", f"{found['parameters']:,} parameters"]

@@ -30,7 +30,9 @@ def describe(health: PluginHealth) -> dict[str, Any]:
 def list_plugins(json: Json = False) -> None:
     """List the plugins, their state and what they offer."""
     found = plugins().survey()
-    rows = [[h.name, h.distribution, h.version, h.state, ", ".join(h.offers.get("techniques", [])), h.error] for h in found]
+    rows = [
+        [h.name, h.distribution, h.version, h.state, ", ".join(h.offers.get("techniques", [])), h.error] for h in found
+    ]
     text = table(["plugin", "from", "version", "state", "techniques", "error"], rows)
     Console(as_json=json).result({"plugins": [describe(h) for h in found]}, text)
 
@@ -67,8 +69,10 @@ def doctor(json: Json = False) -> None:
     """Check the installation and resolve every target of every plugin; exit 4 if a fault is found."""
     checks = [*_installation(), *_health(), *_targets(), *_offered_checks()]
     rows = [[name, "ok" if ok else "FAULT", message] for name, ok, message in checks]
-    document = {"ok": all(ok for _, ok, _ in checks),
-                "checks": [{"name": name, "ok": ok, "message": message} for name, ok, message in checks]}  # fmt: skip
+    document = {
+        "ok": all(ok for _, ok, _ in checks),
+        "checks": [{"name": name, "ok": ok, "message": message} for name, ok, message in checks],
+    }
     Console(as_json=json).result(document, table(["check", "", "found"], rows))
     if not document["ok"]:
         raise typer.Exit(int(ExitCode.CLAIM))
@@ -78,7 +82,9 @@ def _installation() -> list[tuple[str, bool, str]]:
     python = (sys.version_info >= (3, 11), f"{sys.version.split()[0]}")
     import torch
 
-    cuda = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device: runs on the CPU"
+    cuda = (
+        f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device: runs on the CPU"
+    )
     source = Path(__file__).parents[2] / "plugins"
     folders = {p.name for p in source.glob("iclr18_*") if p.is_dir()} if source.is_dir() else set()
     from importlib.metadata import entry_points
@@ -89,13 +95,19 @@ def _installation() -> list[tuple[str, bool, str]]:
         ("python", *python),
         ("torch", True, f"{version('torch')}, {cuda}"),
         ("torchattacks", importlib.util.find_spec("torchattacks") is not None, version("torchattacks")),
-        ("entry points", not missing, f"not installed: {', '.join(missing)}; run pip install -e ." if missing else "all installed"),
+        (
+            "entry points",
+            not missing,
+            f"not installed: {', '.join(missing)}; run pip install -e ." if missing else "all installed",
+        ),
     ]
 
 
 def _health() -> list[tuple[str, bool, str]]:
     fine = ("active", "blocked")
-    return [(f"plugin {h.name}", h.state in fine, h.error or f"{h.state}, {h.import_ms:.0f} ms") for h in plugins().survey()]
+    return [
+        (f"plugin {h.name}", h.state in fine, h.error or f"{h.state}, {h.import_ms:.0f} ms") for h in plugins().survey()
+    ]
 
 
 def _targets() -> list[tuple[str, bool, str]]:

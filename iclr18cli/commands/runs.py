@@ -40,9 +40,15 @@ def list_all(runs_dir: RunsDir = "", json: Json = False) -> None:
     root = runs_root(runs_dir)
     found = [summary(run) for run in list_runs(root)]
     rows = [
-        [r["run"], r.get("technique"), r["status"], duration(r["seconds"]) if r.get("seconds") else None, show_metrics(dict(list((r.get("metrics") or {}).items())[:4]))]
+        [
+            r["run"],
+            r.get("technique"),
+            r["status"],
+            duration(r["seconds"]) if r.get("seconds") else None,
+            show_metrics(dict(list((r.get("metrics") or {}).items())[:4])),
+        ]
         for r in found
-    ]  # fmt: skip
+    ]
     text = table(["run", "technique", "status", "time", "metrics"], rows) if rows else f"no runs in {root}"
     Console(as_json=json).result({"root": str(root), "runs": found}, text)
 
@@ -52,11 +58,18 @@ def show(run: OneRun, runs_dir: RunsDir = "", json: Json = False) -> None:
     """Show a run: settings, metrics, and everything measured on it."""
     directory = find_run(run, runs_root(runs_dir))
     config = directory.config
-    results = [str(p.relative_to(directory.path)) for kind in ("eval", "attack", "certify", "plots", "artifacts")
-               for p in sorted((directory.path / kind).glob("*"))]  # fmt: skip
+    results = [
+        str(p.relative_to(directory.path))
+        for kind in ("eval", "attack", "certify", "plots", "artifacts")
+        for p in sorted((directory.path / kind).glob("*"))
+    ]
     document = {**summary(directory), "info": directory.info, "config": config, "files": results}
     lines = [f"{directory.path}   {directory.status}   {directory.info.get('reason') or ''}".rstrip()]
-    lines += [f"  {show_metrics(directory.info.get('metrics') or {})}", "", *(f"  {k:<20} {v}" for k, v in config.items())]
+    lines += [
+        f"  {show_metrics(directory.info.get('metrics') or {})}",
+        "",
+        *(f"  {k:<20} {v}" for k, v in config.items()),
+    ]
     lines += ["", *(f"  {name}" for name in results)] if results else []
     Console(as_json=json).result(document, "\n".join(lines))
 
@@ -66,10 +79,16 @@ def compare(runs: SomeRuns, runs_dir: RunsDir = "", json: Json = False) -> None:
     """Set runs side by side: the settings in which they differ, and their metrics."""
     found = _find_all(runs, runs_dir)
     configs = [run.config for run in found]
-    differing = [key for key in dict.fromkeys(k for c in configs for k in c) if len({str(c.get(key)) for c in configs}) > 1]
+    differing = [
+        key for key in dict.fromkeys(k for c in configs for k in c) if len({str(c.get(key)) for c in configs}) > 1
+    ]
     metrics = list(dict.fromkeys(k for run in found for k in (run.info.get("metrics") or {})))
     rows = [
-        {"run": run.path.name, **{k: c.get(k) for k in differing}, **{k: (run.info.get("metrics") or {}).get(k) for k in metrics}}
+        {
+            "run": run.path.name,
+            **{k: c.get(k) for k in differing},
+            **{k: (run.info.get("metrics") or {}).get(k) for k in metrics},
+        }
         for run, c in zip(found, configs, strict=True)
     ]
     text = table(["run", *differing, *metrics], [list(row.values()) for row in rows])
@@ -89,14 +108,20 @@ def diff(a: OneRun, b: OneRun, runs_dir: RunsDir = "", json: Json = False) -> No
         for key in dict.fromkeys([*left, *right]):
             if left.get(key) != right.get(key):
                 rows.append({"of": what, "name": key, "a": left.get(key), "b": right.get(key)})
-    text = table(["of", "name", first.path.name, second.path.name], [list(r.values()) for r in rows]) if rows else "no difference"
+    text = (
+        table(["of", "name", first.path.name, second.path.name], [list(r.values()) for r in rows])
+        if rows
+        else "no difference"
+    )
     Console(as_json=json).result({"a": str(first.path), "b": str(second.path), "differences": rows}, text)
 
 
 @app.command()
 def plot(
     runs: SomeRuns,
-    out: Annotated[str, typer.Option(metavar="FILE", help="PNG file.", show_default="plots/curves.png of the first run")] = "",
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="PNG file.", show_default="plots/curves.png of the first run")
+    ] = "",
     runs_dir: RunsDir = "",
     json: Json = False,
 ) -> None:

@@ -49,11 +49,13 @@ def metric_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """
     bookkeeping = {"step", "epoch", "time", "split"}
     series: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for run, lines in runs.items():
-        for line in lines:
+    for run, records in runs.items():
+        for line in records:
             for name, value in line.items():
                 if name not in bookkeeping and isinstance(value, int | float):
-                    series.setdefault((line.get("split", "train"), name), {}).setdefault(run, []).append((line["step"], value))
+                    series.setdefault((line.get("split", "train"), name), {}).setdefault(run, []).append(
+                        (line["step"], value)
+                    )
     if not series:
         raise ValueError("there are no metrics to draw; received runs without a line in metrics.jsonl")
     drawn = {key: lines for key, lines in series.items() if any(len(points) > 1 for points in lines.values())} or series
@@ -66,7 +68,7 @@ def metric_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             panel.plot(*zip(*points, strict=True), label=run, marker="o" if len(points) == 1 else None, linewidth=1.2)
         panel.set_title(f"{name} ({split})")
         panel.set_xlabel("step")
-    for panel in panels[len(drawn):]:
+    for panel in panels[len(drawn) :]:
         panel.set_visible(False)
     if len(runs) > 1:
         panels[0].legend(frameon=False, fontsize=7)

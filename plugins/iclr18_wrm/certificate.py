@@ -1,4 +1,4 @@
-"""`wrm certify`: the distributional certificate, proven (sound) or as the paper computes it (an estimate), and Figure 2."""
+"""`wrm certify`: the distributional certificate, proven (sound) or the paper's (an estimate), and Figure 2."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sound(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
 
 
 def paper(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
-    """Return gamma rho + mean phi_gamma with phi from T_adv ascent steps, as the paper does: estimates, never proofs."""
+    """Return gamma rho + mean phi_gamma with phi from T_adv ascent steps, as the paper does: never a proof."""
     if config.loss != "cross-entropy" or config.population or config.box:
         raise UsageError("--mode paper has none of --loss error-probability, --population, --box.", fix="--mode sound")
     start = time.perf_counter()
@@ -47,24 +47,47 @@ def paper(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
     net = run.model()
     gammas = config.gamma or (float(run.config["gamma"]),)
     measured = {
-        gamma: measure(net, split, gamma=gamma, inner_steps=config.inner_steps, converged=(1e-4, 600),
-                       hessian_limit=min(len(split), 1000), progress=run.progress)
+        gamma: measure(
+            net,
+            split,
+            gamma=gamma,
+            inner_steps=config.inner_steps,
+            converged=(1e-4, 600),
+            hessian_limit=min(len(split), 1000),
+            progress=run.progress,
+        )
         for gamma in gammas
-    }  # fmt: skip
+    }
     with evaluating(net):
         attacks = distributional_attacks(
             lambda x, y: example_loss(net, y)(x), split.inputs(), split.y, list(config.rho), batch_size=500
         )
     seconds = time.perf_counter() - start
     return [
-        paper_certificate(rho, measured, split, attack={"attack": "penalised ascent", "value": attack.value,
-                          "mean_squared_distance": attack.mean_squared_distance}, steps=config.inner_steps, seconds=seconds)
+        paper_certificate(
+            rho,
+            measured,
+            split,
+            attack={
+                "attack": "penalised ascent",
+                "value": attack.value,
+                "mean_squared_distance": attack.mean_squared_distance,
+            },
+            steps=config.inner_steps,
+            seconds=seconds,
+        )
         for rho, attack in zip(config.rho, attacks, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def paper_certificate(
-    rho: float, measured: dict[float, dict[str, Any]], split: Split, *, attack: dict[str, Any], steps: int, seconds: float
+    rho: float,
+    measured: dict[float, dict[str, Any]],
+    split: Split,
+    *,
+    attack: dict[str, Any],
+    steps: int,
+    seconds: float,
 ) -> Certificate:
     """Put the paper's number for one budget into words that do not promise more than it holds."""
     gamma = min(measured, key=lambda g: g * rho + measured[g]["phi"])
@@ -86,7 +109,7 @@ def paper_certificate(
         kind="wasserstein",
         verdict="estimate",
         statement=(
-            f"The paper's procedure puts the expected cross-entropy of the model at no more than {value:.4g} when these "
+            f"The paper's procedure puts the expected cross-entropy of the model at {value:.4g} or less when these "
             f"{len(split):,} {split.split} points are moved by at most {rho:g} squared 2-norm on average, labels kept "
             f"(estimate, gamma = {gamma:.4g}, {steps} ascent steps)."
         ),
@@ -98,14 +121,25 @@ def paper_certificate(
         value=value,
         quantity="expected cross-entropy",
         threat={"norm": "l2", "radius": rho, "average|pointwise": "average", "cost": "squared 2-norm", "domain": "R^d"},
-        sample={"dataset": split.name, "split": split.split, "n": len(split), "sha256": split.digest(), "labels": "true labels, kept"},
+        sample={
+            "dataset": split.name,
+            "split": split.split,
+            "n": len(split),
+            "sha256": split.digest(),
+            "labels": "true labels, kept",
+        },
         assumptions=["The fixed number of ascent steps attains the supremum (it does not; see the residual)."],
         constants={"gamma": gamma, "rho_hat": found["rho_hat"], "converged_rho_hat": found["converged_rho_hat"]},
         solver={
-            "steps": steps, "mean_residual": found["residual_mean"], "max_residual": found["residual_max"],
-            "phi": found["phi"], "converged_phi": found["converged_phi"], "converged_value": converged,
+            "steps": steps,
+            "mean_residual": found["residual_mean"],
+            "max_residual": found["residual_max"],
+            "phi": found["phi"],
+            "converged_phi": found["converged_phi"],
+            "converged_value": converged,
             "converged_max_residual": found["converged_residual_max"],
-            "share_nonconcave_clean": found["nonconcave_clean"], "share_nonconcave_perturbed": found["nonconcave_perturbed"],
+            "share_nonconcave_clean": found["nonconcave_clean"],
+            "share_nonconcave_perturbed": found["nonconcave_perturbed"],
         },
         empirical=attack,
         vacuous=value >= VACUOUS,
@@ -113,4 +147,4 @@ def paper_certificate(
         warnings=warnings,
         arithmetic="float32",
         seconds=seconds,
-    )  # fmt: skip
+    )

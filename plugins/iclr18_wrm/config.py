@@ -18,19 +18,34 @@ class TrainConfig:
 
     dataset: Annotated[str, Option("Data set: digits, rings, mnist, npz:PATH, …", metavar="D")] = "digits"
     model: Annotated[str, Option("Network; auto: by the shape of the data.", metavar="M")] = "auto"
-    activation: Annotated[Activation, Option("Activation of the network; a sound certificate needs a smooth one.")] = "elu"
+    activation: Annotated[Activation, Option("Activation of the network; a sound certificate needs a smooth one.")] = (
+        "elu"
+    )
     method: Annotated[Method, Option("Robust training, or one of the paper's baselines.")] = "wrm"
     cost: Annotated[Cost, Option("Transport cost: squared 2-norm, or squared infinity-norm (heuristic, A.5.2).")] = "l2"
     gamma: Annotated[float, Option("Penalty on the transport cost, Eq. (2).", above=0)] = 1.0
     inner_steps: Annotated[int, Option("T_adv of Algorithm 1, and steps of IFGM and PGM.", min=1)] = 15
-    schedule: Annotated[Literal["authors", "paper", "constant"], Option(
-        "Inner steps: the authors' 1/sqrt(t) in units of 1/(2 gamma), one more than T_adv; or step / sqrt(t); or constant.")] = "authors"
+    schedule: Annotated[
+        Literal["authors", "paper", "constant"],
+        Option(
+            "Inner steps: the authors' 1/sqrt(t) in units of 1/(2 gamma), T_adv + 1 of them; step / sqrt(t); constant."
+        ),
+    ] = "authors"
     inner_step_size: Annotated[float, Option("Inner step of the paper and constant schedules.", above=0)] = 0.1
-    eps: Annotated[float | None, Option("2-norm budget of FGM, IFGM, PGM; the paper takes sqrt(rho_hat) of WRM.", min=0)] = None
+    eps: Annotated[
+        float | None, Option("2-norm budget of FGM, IFGM, PGM; the paper takes sqrt(rho_hat) of WRM.", min=0)
+    ] = None
     norm: Annotated[Literal["l2", "linf"], Option("Norm of that budget.")] = "l2"
-    label_smoothing: Annotated[float, Option("Mass taken from the label; the authors' code trains with 0.1.", min=0, max=0.5)] = 0.0
-    spectral_cap: Annotated[float | None, Option(
-        "Keep every layer's true operator norm at or below this, so that a sound certificate says something.", above=0)] = None
+    label_smoothing: Annotated[
+        float, Option("Mass taken from the label; the authors' code trains with 0.1.", min=0, max=0.5)
+    ] = 0.0
+    spectral_cap: Annotated[
+        float | None,
+        Option(
+            "Keep every layer's true operator norm at or below this, so that a sound certificate says something.",
+            above=0,
+        ),
+    ] = None
     epochs: Annotated[int, Option("Passes over the training data.", min=1)] = 30
     batch_size: Annotated[int, Option("Examples per step.", min=1)] = 128
     learning_rate: Annotated[float, Option("Step size of Adam.", above=0)] = 1e-3
@@ -48,7 +63,9 @@ class EvalConfig:
     converged: Annotated[bool, Option("Also solve the inner problem to stationarity.")] = True
     max_steps: Annotated[int, Option("Gradient steps at most for that.", min=1)] = 600
     tolerance: Annotated[float, Option("Residual at which an example counts as stationary.", above=0)] = 1e-4
-    hessian: Annotated[bool, Option("Share of points where the inner problem is not concave (largest Hessian eigenvalue).")] = True
+    hessian: Annotated[
+        bool, Option("Share of points where the inner problem is not concave (largest Hessian eigenvalue).")
+    ] = True
     hessian_limit: Annotated[int, Option("Look at the Hessian of the first N examples; 0: all.", min=0)] = 1000
 
 
@@ -56,13 +73,28 @@ class EvalConfig:
 class CertifyConfig:
     """sound: proven by the ladder S0-S2 on the evaluated points. paper: the paper's procedure, an estimate."""
 
-    mode: Annotated[Literal["sound", "paper"], Option("Proven bound, or the paper's procedure (an estimate).")] = "sound"
-    loss: Annotated[Literal["cross-entropy", "error-probability"], Option("Loss that is bounded: cross-entropy or 1 - p_y.")] = "cross-entropy"
-    rho: Annotated[tuple[float, ...], Option("Budgets: average squared 2-norm displacement.", min=0)] = (0.0001, 0.001, 0.01)
-    gamma: Annotated[tuple[float, ...], Option("Penalties tried; by default a grid above L/2 (sound), the training's (paper).", above=0)] = ()
-    population: Annotated[bool, Option("Sound mode: bound the population with probability 1 - delta (loss 1 - p_y).")] = False
+    mode: Annotated[Literal["sound", "paper"], Option("Proven bound, or the paper's procedure (an estimate).")] = (
+        "sound"
+    )
+    loss: Annotated[
+        Literal["cross-entropy", "error-probability"], Option("Loss that is bounded: cross-entropy or 1 - p_y.")
+    ] = "cross-entropy"
+    rho: Annotated[tuple[float, ...], Option("Budgets: average squared 2-norm displacement.", min=0)] = (
+        0.0001,
+        0.001,
+        0.01,
+    )
+    gamma: Annotated[
+        tuple[float, ...],
+        Option("Penalties tried; by default a grid above L/2 (sound), the training's (paper).", above=0),
+    ] = ()
+    population: Annotated[
+        bool, Option("Sound mode: bound the population with probability 1 - delta (loss 1 - p_y).")
+    ] = False
     delta: Annotated[float, Option("Probability that a population statement fails.", above=0, max=0.5)] = 0.001
-    split: Annotated[str, Option("Split; paper mode takes the training points, as the paper does.", metavar="SPLIT")] = "auto"
+    split: Annotated[
+        str, Option("Split; paper mode takes the training points, as the paper does.", metavar="SPLIT")
+    ] = "auto"
     limit: Annotated[int, Option("Certify the first LIMIT examples; 0: all.", min=0)] = 0
     box: Annotated[bool, Option("Sound mode: adversaries keep to the inputs' declared range.")] = False
     inner_steps: Annotated[int, Option("Paper mode: ascent steps.", min=1)] = 15
@@ -85,7 +117,7 @@ class BoundaryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvesConfig:
-    """Figures 3 and 4a for several runs on one data set; PNG files go into the plots of the first run, or to `figures`."""
+    """Figures 3 and 4a for runs on one data set; PNG files go into the plots of the first run, or to `figures`."""
 
     limit: Annotated[int, Option("Use the first LIMIT test points; 0: all.", min=0)] = 1000
     points: Annotated[int, Option("Budgets per curve.", min=2)] = 8

@@ -29,11 +29,14 @@ def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
     split = run.split(config.split, config.limit).to(run.device)
     gamma = config.gamma if config.gamma is not None else float(run.config["gamma"])
     metrics = measure(
-        run.model(), split, gamma=gamma, inner_steps=config.inner_steps,
+        run.model(),
+        split,
+        gamma=gamma,
+        inner_steps=config.inner_steps,
         converged=(config.tolerance, config.max_steps) if config.converged else None,
         hessian_limit=(config.hessian_limit or len(split)) if config.hessian else 0,
         progress=run.progress,
-    )  # fmt: skip
+    )
     return {"dataset": split.name, "split": split.split, **metrics}
 
 
@@ -54,14 +57,14 @@ def measure(
         split: On the network's device.
         gamma: Penalty on the squared distance.
         inner_steps: T_adv of the authors' schedule.
-        converged: (tolerance, max_steps) to solve the inner problem to stationarity as well; its values are prefixed.
+        converged: (tolerance, max_steps) to solve the inner problem to stationarity as well.
         hessian_limit: Number of points whose Hessian is looked at, clean and perturbed; 0: none.
         progress: Console progress factory.
 
     Returns:
-        n, gamma, error, accuracy, clean_loss; adversarial_loss, rho_hat, phi, residual_mean, residual_max, fooled; the same
-        with the prefix `converged_`; nonconcave_clean, nonconcave_perturbed (shares of points with lambda_max >= 2 gamma,
-        from below where Lanczos is used) and hessian_max.
+        n, gamma, error, accuracy, clean_loss; adversarial_loss, rho_hat, phi, residual_mean, residual_max, fooled;
+        these with the prefix `converged_`; nonconcave_clean, nonconcave_perturbed (shares of points where lambda_max is at
+        least 2 gamma, from below where Lanczos is used) and hessian_max.
     """
     sums: dict[str, float] = {}
     tops: dict[str, list[Tensor]] = {"clean": [], "perturbed": []}
@@ -114,8 +117,14 @@ def _at(net: nn.Module, loss: Loss, z: Tensor, x: Tensor, y: Tensor, gamma: floa
     with torch.no_grad():
         logits = net(z)
         cost, value = transport_cost(z, x), F.cross_entropy(logits, y, reduction="none")
-    return {"adversarial_loss": value.sum(), "rho_hat": cost.sum(), "phi": (value - gamma * cost).sum(),
-            "fooled": (logits.argmax(1) != y).sum(), "residual_mean": residual.sum(), "residual_max": residual.max()}  # fmt: skip
+    return {
+        "adversarial_loss": value.sum(),
+        "rho_hat": cost.sum(),
+        "phi": (value - gamma * cost).sum(),
+        "fooled": (logits.argmax(1) != y).sum(),
+        "residual_mean": residual.sum(),
+        "residual_max": residual.max(),
+    }
 
 
 def _add(sums: dict[str, float], **values: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -49,20 +48,33 @@ def boundary(config: BoundaryConfig, run: Run) -> dict[str, Any]:
         for method in ("wrm", "erm", "fgm"):
             torch.manual_seed(run.seed)  # the same start for every method
             settings = TrainConfig(
-                dataset="rings", model="wrm/2-4-2", activation=activation, method=method, gamma=config.gamma, eps=eps,
-                inner_steps=config.inner_steps, epochs=config.epochs, batch_size=config.batch_size,
+                dataset="rings",
+                model="wrm/2-4-2",
+                activation=activation,
+                method=method,
+                gamma=config.gamma,
+                eps=eps,
+                inner_steps=config.inner_steps,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
                 learning_rate=config.learning_rate,
-            )  # fmt: skip
+            )
             net = run.prepare(network(settings, data)[0])
             fit(net, data, settings, run, prefix=f"{activation}_{method}_")
             found = measure(net, test, gamma=config.gamma, inner_steps=config.inner_steps)
             if method == "wrm" and eps is None:
                 eps = math.sqrt(found["rho_hat"])
             radius = radii.setdefault(activation, {})[method] = decision_radius(net, run.device)
-            rows.append({
-                "activation": activation, "method": method, "accuracy": found["accuracy"], "rho_hat": found["rho_hat"],
-                "mean radius": float(np.nanmean(radius)), "max / min radius": float(np.nanmax(radius) / np.nanmin(radius)),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "activation": activation,
+                    "method": method,
+                    "accuracy": found["accuracy"],
+                    "rho_hat": found["rho_hat"],
+                    "mean radius": float(np.nanmean(radius)),
+                    "max / min radius": float(np.nanmax(radius) / np.nanmin(radius)),
+                }
+            )
     run.figure("boundary", boundary_figure(radii, data))
     write_json(run.path / "artifacts" / "boundary.json", {"angles": ANGLES, "radii": radii, "rows": rows})
     run.finish(**{f"{row['activation']}_{row['method']}_radius": row["mean radius"] for row in rows})
@@ -70,7 +82,7 @@ def boundary(config: BoundaryConfig, run: Run) -> dict[str, Any]:
 
 
 def decision_radius(net: nn.Module, device: torch.device, *, reach: float = 4.0, grid: int = 801) -> np.ndarray:
-    """Return the smallest radius at which the prediction differs from that at the origin, per angle; NaN: none within `reach`."""
+    """Return per angle the smallest radius where the prediction is not that at the origin; NaN: none to `reach`."""
     angle = torch.linspace(0, 2 * math.pi, ANGLES + 1, device=device)[:-1]
     radius = torch.linspace(0, reach, grid, device=device)
     points = torch.stack([angle.cos(), angle.sin()], 1)[:, None, :] * radius[None, :, None]
@@ -94,7 +106,9 @@ def boundary_figure(radii: dict[str, dict[str, np.ndarray]], data: Split) -> Fig
             panel.plot(circle * np.cos(angle), circle * np.sin(angle), color="0.6", linewidth=0.8)
         for (method, radius), colour in zip(by_method.items(), COLOURS, strict=False):
             closed = np.append(radius, radius[0])
-            panel.plot(closed * np.cos(angle), closed * np.sin(angle), color=colour, linewidth=1.6, label=method.upper())
+            panel.plot(
+                closed * np.cos(angle), closed * np.sin(angle), color=colour, linewidth=1.6, label=method.upper()
+            )
         panel.set_title(activation.upper())
         panel.set_aspect("equal")
         panel.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
@@ -113,7 +127,12 @@ def curves(config: CurvesConfig, runs: Sequence[OpenedRun]) -> dict[str, Any]:
     C_2 = C["l2"]
     gammas = [float(g) for g in np.geomspace(10 * 0.04 * C_2, 0.02 * C_2, config.points)]
     rows: list[dict[str, Any]] = []
-    names = [run.path.name if len({str(r.config.get("method")) for r in runs}) < len(runs) else str(run.config.get("method")).upper() for run in runs]
+    names = [
+        run.path.name
+        if len({str(r.config.get("method")) for r in runs}) < len(runs)
+        else str(run.config.get("method")).upper()
+        for run in runs
+    ]
     with runs[0].progress(len(runs) * 3 * config.points, "curves") as bar:
         for run, split, name in zip(runs, splits, names, strict=True):
             net, placed = run.model(), split.to(run.device)
@@ -143,7 +162,9 @@ def pgm_error(net: nn.Module, split: Split, *, eps: float, norm: Any, steps: int
 
 def mean_cost(net: nn.Module, split: Split, *, gamma: float) -> float:
     """Return rho_test(gamma_adv) = E c(T_gamma_adv(Z), Z) with a converged adversary."""
-    return sum(float(transport_cost(z, x).double().sum()) for x, _, z in worst_points(net, split, gamma=gamma)) / len(split)
+    return sum(float(transport_cost(z, x).double().sum()) for x, _, z in worst_points(net, split, gamma=gamma)) / len(
+        split
+    )
 
 
 def worst_points(net: nn.Module, split: Split, *, gamma: float) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -172,7 +193,13 @@ def curve_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     panels[0].legend(frameon=False)
     costs, panel = new_figure()
     draw(panel, "rho")
-    panel.set(xlabel="1 / gamma_adv", ylabel="rho_test", xscale="log", yscale="log", title="Robustness to the penalised adversary")
+    panel.set(
+        xlabel="1 / gamma_adv",
+        ylabel="rho_test",
+        xscale="log",
+        yscale="log",
+        title="Robustness to the penalised adversary",
+    )
     panel.legend(frameon=False)
     return {"pgm-error": errors, "rho": costs}
 
@@ -180,8 +207,8 @@ def curve_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
 def certificate_figure(run: OpenedRun, *, limit: int, inner_steps: int, points: int = 14) -> Figure:
     """Draw Figure 2: the paper's line, the test worst case that an adversary attains, and the sound bound.
 
-    Blue: gamma rho + E_train phi_gamma from T_adv steps (estimate). Red: E_test loss at the converged adversary of a grid
-    of gamma_adv, at its own rho. Black: the sound ladder on the same test points. Shaded: red above blue.
+    Blue: gamma rho + E_train phi_gamma from T_adv steps (estimate). Red: E_test loss at the converged adversary of a
+    grid of gamma_adv, at its own rho. Black: the sound ladder on the same test points. Shaded: red above blue.
     """
     net, gamma = run.model(), float(run.config["gamma"])
     train, test = (run.split(name, limit).to(run.device) for name in ("train", "test"))
@@ -197,21 +224,31 @@ def certificate_figure(run: OpenedRun, *, limit: int, inner_steps: int, points: 
             bar.advance()
     rhos = np.linspace(0, max(max(rho for rho, _ in reached), 1.5 * estimate["rho_hat"], 1e-6), 200)
     line = gamma * rhos + estimate["phi"]
-    found = np.array(sorted(reached))
+    found: np.ndarray = np.array(sorted(reached))
     figure, panel = new_figure(size=(5.4, 3.8))
     panel.plot(rhos, line, color=COLOURS[0], label=f"paper: gamma rho + E_train phi, {inner_steps} steps (estimate)")
     panel.plot(*found.T, color=COLOURS[1], marker=".", label="worst case found on test points (attack)")
     panel.axvline(estimate["rho_hat"], color="0.5", linewidth=1, linestyle=":", label="rho_hat")
-    violated = np.interp(rhos, *found.T, left=np.nan, right=np.nan) > line
+    violated = np.interp(rhos, found[:, 0], found[:, 1], left=np.nan, right=np.nan) > line
     if violated.any():
-        panel.fill_between(rhos, 0, 1, where=violated, transform=panel.get_xaxis_transform(), color=COLOURS[1], alpha=0.12,
-                           label="estimate violated")  # fmt: skip
+        panel.fill_between(
+            rhos,
+            0,
+            1,
+            where=violated,
+            transform=panel.get_xaxis_transform(),
+            color=COLOURS[1],
+            alpha=0.12,
+            label="estimate violated",
+        )
     proven = sound_curve(net, test, [float(rho) for rho in rhos[::20]])
     top = 1.6 * max(line.max(), found[:, 1].max())
     if proven is not None:
         panel.plot(rhos[::20], proven, color="black", label="sound bound on test points (proven)")
         if min(proven) > top:
-            panel.annotate(f"sound bound: {min(proven):.3g} and more", (0.5, 0.97), xycoords="axes fraction", ha="center", va="top")
+            panel.annotate(
+                f"sound bound: {min(proven):.3g} and more", (0.5, 0.97), xycoords="axes fraction", ha="center", va="top"
+            )
     panel.set(xlabel="rho", ylabel="expected cross-entropy", ylim=(0, top), title=run.path.name)
     panel.legend(frameon=False, fontsize=7, loc="lower right")
     return figure

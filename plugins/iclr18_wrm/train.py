@@ -45,7 +45,11 @@ def train(config: TrainConfig, run: Run) -> None:
     run.save_model(net, model=name, kwargs=kwargs, split=data)
     placed = test.to(run.device)
     final = measure(
-        net, placed.take(MEASURED_AFTER_TRAINING), gamma=config.gamma, inner_steps=config.inner_steps, progress=run.progress
+        net,
+        placed.take(MEASURED_AFTER_TRAINING),
+        gamma=config.gamma,
+        inner_steps=config.inner_steps,
+        progress=run.progress,
     )
     run.record("test", **final)
     kept = {name: final[name] for name in ("adversarial_loss", "rho_hat", "phi")}
@@ -77,11 +81,18 @@ def fit(net: nn.Module, data: Split, config: TrainConfig, run: Run, *, prefix: s
 
 
 def perturb(config: TrainConfig, loss: Loss, x: Tensor) -> Tensor:
-    """Return the points a method trains on: x itself (ERM), the penalised maximiser (WRM), or the worst found in a ball."""
+    """Return the points to train on: x itself (ERM), the penalised maximiser (WRM), or the worst found in a ball."""
     match config.method:
         case "wrm":
-            return surrogate_ascent(loss, x, gamma=config.gamma, steps=config.inner_steps, schedule=config.schedule,
-                                    step_size=config.inner_step_size, cost=config.cost)  # fmt: skip
+            return surrogate_ascent(
+                loss,
+                x,
+                gamma=config.gamma,
+                steps=config.inner_steps,
+                schedule=config.schedule,
+                step_size=config.inner_step_size,
+                cost=config.cost,
+            )
         case "erm":
             return x
         case "fgm":

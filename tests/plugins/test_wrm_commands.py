@@ -152,8 +152,22 @@ def test_smoke_losses_are_the_golden_ones(tmp_path):
 
 
 def test_kill_9_and_resume_auto_give_the_same_weights(tmp_path):
-    options = ["wrm", "train", "--dataset", "rings:1000", "--epochs", "12", "--learning-rate", "0.01", "--device", "cpu",
-               "--checkpoint-every", "0", "--quiet", "--runs-dir"]  # fmt: skip
+    options = [
+        "wrm",
+        "train",
+        "--dataset",
+        "rings:1000",
+        "--epochs",
+        "12",
+        "--learning-rate",
+        "0.01",
+        "--device",
+        "cpu",
+        "--checkpoint-every",
+        "0",
+        "--quiet",
+        "--runs-dir",
+    ]
     assert run_cli(*options, tmp_path / "whole", "--name", "whole").code == 0
     process = subprocess.Popen([sys.executable, "-m", "iclr18cli", *options, tmp_path / "cut"], env={**os.environ})
     try:
@@ -180,7 +194,14 @@ def test_kill_9_and_resume_auto_give_the_same_weights(tmp_path):
 
 
 def test_authors_preset_trains_on_mnist(tmp_path, shared_data):
-    run = api.train("wrm", preset="authors-mnist", limit=64, epochs=1, batch_size=32, out=str(tmp_path / "mnist"),
-                    data_dir=str(shared_data))  # fmt: skip
+    run = api.train(
+        "wrm",
+        preset="authors-mnist",
+        limit=64,
+        epochs=1,
+        batch_size=32,
+        out=str(tmp_path / "mnist"),
+        data_dir=str(shared_data),
+    )
     card = json.loads((run.path / "model.json").read_text())
     assert (card["model"], card["input"]["shape"]) == ("wrm/elu-cnn", [1, 28, 28])

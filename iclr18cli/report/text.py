@@ -1,0 +1,67 @@
+"""Results as text for a person: measured values and certificates. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iclr18cli.console import bold, labelled, show, table
+
+
+def metrics_text(document: Mapping[str, Any]) -> str:
+    """Lay out measured values: numbers line by line, rows of a list as a table, then where they were saved."""
+    lines = []
+    metrics = dict(document["metrics"])
+    width = max((len(name) for name in metrics), default=0)
+    for name, value in metrics.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            columns = list(value[0])
+            lines += ["", table(columns, [[row.get(c) for c in columns] for row in value], title=name)]
+        elif not isinstance(value, Mapping | list) or len(show(value)) < 100:
+            lines.append(f"{name.ljust(width)}  {show(value)}")
+    if document.get("file"):
+        lines.append(f"saved  {document['file']}")
+    return "\n".join(lines)
+
+
+def certificates_text(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Render certificates one below the other; limits and assumptions they share are told once, at the end."""
+    keys = ("not_claimed", "assumptions") if len(documents) > 1 else ()
+    shared = {key: documents[0][key] for key in keys if all(d[key] == documents[0][key] for d in documents)}
+    texts = [certificate_text({**d, **dict.fromkeys(shared, ())}) for d in documents]
+    words = {"not_claimed": "not claimed", "assumptions": "assuming"}
+    told = [line for key, lines in shared.items() for line in labelled(words[key], lines)]
+    return "\n\n".join([*texts, *(["Of all of them:\n" + "\n".join(told)] if told else [])])
+
+
+def certificate_text(document: Mapping[str, Any]) -> str:
+    """Render one certificate for a person: first the sentence, then what is not claimed, then the number."""
+    lines = [bold(document["statement"])]
+    lines += labelled("not claimed", document["not_claimed"])
+    lines += labelled("assuming", document["assumptions"])
+    sign = {"upper": "<=", "lower": ">=", "equal": "="}[document["bound"]]
+    vacuous = f"   VACUOUS (threshold {show(document['vacuous_above'])})" if document["vacuous"] else ""
+    lines.append(
+        f"  {document['verdict']:<11}  {document['quantity']} {sign} {outward(document['value'], document['bound'])}{vacuous}"
+    )
+    if document["empirical"]:
+        lines.append(f"  attack       {document['empirical']['attack']}: {show(document['empirical']['value'])}")
+    if not document["holds"]:
+        lines.append("  CONTRADICTED: what was found does not agree with the claim; do not rely on it")
+    lines += labelled("warning", document["warnings"])
+    return "\n".join(lines)
+
+
+def outward(value: float | None, bound: str, *, digits: int = 4) -> str:
+    """Write a bound with few digits, rounded so that it stays true: an upper one up, a lower one down.
+
+    Example:
+        >>> outward(0.157641, "upper"), outward(0.157641, "lower"), outward(0.157641, "equal")
+        ('0.1577', '0.1576', '0.1576')
+    """
+    if value is None or value == 0 or not math.isfinite(value) or bound == "equal":
+        return show(value)
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) + 1 - digits)
+    steps = math.ceil(value / unit) if bound == "upper" else math.floor(value / unit)
+    return f"{steps * unit:.{digits}g}"
