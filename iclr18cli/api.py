@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iclr18cli.call import Call, Outcome, find_technique
 from iclr18cli.console import Console
-from iclr18cli.execute import Call, Outcome, find_technique, perform
+from iclr18cli.execute import perform
 
 if TYPE_CHECKING:
     from iclr18cli.certify.result import Certificate

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from iclr18cli.errors import UsageError, UserError, did_you_mean
-from iclr18cli.plugin import Command, Option, Technique
+from iclr18cli.plugin import Command, Option
 
 Scalar = bool | int | float | str
 
@@ -77,10 +76,18 @@ def options(config: type) -> tuple[Field, ...]:
             raise TypeError(f"{config.__name__}.{entry.name} needs Annotated[T, Option(...)] and a default")
         base = typing.get_args(hint)[0]
         made = Field(entry.name, base, option, entry.default)
-        if made.item not in (bool, int, float, str) and not made.choices:
+        if not _is_option(made):
             raise TypeError(f"{config.__name__}.{entry.name}: {base} cannot be an option")
         found.append(made)
     return tuple(found)
+
+
+def _is_option(field: Field) -> bool:
+    """Whether the type is T, T | None or tuple[T, ...] with T bool, int, float, str or a Literal of texts."""
+    optional = field.item | None
+    listed = tuple[field.item, ...]  # type: ignore[name-defined]
+    texts = bool(field.choices) and all(isinstance(choice, str) for choice in field.choices)
+    return (texts or field.item in (bool, int, float, str)) and field.type in (field.item, optional, listed)
 
 
 def check(field: Field, value: Any, *, source: str) -> Any:
@@ -96,8 +103,10 @@ def check(field: Field, value: Any, *, source: str) -> Any:
     """
     if field.many:
         values = value if isinstance(value, list | tuple) else [value]
+        if not values and field.default:  # where an empty list means something, it is the default
+            raise UsageError(f"{source} needs at least one value; received none.")
         return tuple(_check_one(field, one, source) for one in values)
-    if value is None and isinstance(field.type, types.UnionType) and type(None) in typing.get_args(field.type):
+    if value is None and type(None) in typing.get_args(field.type):
         return None
     return _check_one(field, value, source)
 
@@ -106,7 +115,9 @@ def _check_one(field: Field, value: Any, source: str) -> Any:
     item, option = field.item, field.option
     if field.choices:
         if value not in field.choices:
-            raise UsageError(f"{source}: {value!r} is not a choice.", fix=did_you_mean(str(value), map(str, field.choices)))
+            raise UsageError(
+                f"{source}: {value!r} is not a choice.", fix=did_you_mean(str(value), map(str, field.choices))
+            )
         return value
     if item is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -114,7 +125,8 @@ def _check_one(field: Field, value: Any, source: str) -> Any:
         noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[item]
         raise UsageError(f"{source} must be {noun}; received {value!r}.")
     if item in (int, float) and not _inside(value, option):
-        raise UsageError(f"{source} must be {_range(option)}; received {value!r}.")
+        wanted = _range(option) if math.isfinite(value) else " and ".join(dict.fromkeys(["finite", _range(option)]))
+        raise UsageError(f"{source} must be {wanted}; received {value!r}.")
     return value
 
 
@@ -173,39 +185,6 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"Cannot read {path}.", why=getattr(error, "strerror", None) or str(error)) from None
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named set of options of one command; `about` says what it is for."""
-
-    name: str
-    about: str
-    values: Mapping[str, Any]
-
-
-def presets(technique: Technique, command: str) -> dict[str, Preset]:
-    """Read the presets of a technique's command from its TOML file: one table `[COMMAND.PRESET]` each, with a key `about`."""
-    package = technique.commands[command].config.partition(":")[0].partition(".")[0]
-    file = resources.files(package) / technique.presets
-    if not file.is_file():
-        return {}
-    tables = tomllib.loads(file.read_text(encoding="utf-8")).get(command, {})
-    return {name: Preset(name, table.pop("about", ""), table) for name, table in tables.items()}
-
-
-def preset_values(technique: Technique, command: str, name: str) -> Mapping[str, Any]:
-    """Return the options a preset sets; empty for the name ''.
-
-    Raises:
-        UsageError: there is no such preset.
-    """
-    if not name:
-        return {}
-    known = presets(technique, command)
-    if name not in known:
-        raise UsageError(f"{technique.name} {command} has no preset '{name}'.", fix=did_you_mean(name, known))
-    return known[name].values
-
-
 def layered(classes: Iterable[type], *, layers: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Any]:
     """Make one config per class from layers of named values, later layers first in rank.
 
@@ -229,6 +208,11 @@ def layered(classes: Iterable[type], *, layers: Iterable[tuple[str, Mapping[str,
     return [cls(**values) for cls, values in zip(classes, chosen, strict=True)]
 
 
+def literal(text: str) -> str:
+    """Escape what rich would take for markup, such as "[default: …]"."""
+    return re.sub(r"(\\*)(\[[a-z#/@])", r"\1\1\\\2", text)
+
+
 def parameters(config: type, *, panel: str) -> list[inspect.Parameter]:
     """Return Typer parameters for the options of a config dataclass, under one help panel."""
     import typer
@@ -237,7 +221,7 @@ def parameters(config: type, *, panel: str) -> list[inspect.Parameter]:
     for field in options(config):
         option = field.option
         kind: Any = field.item
-        extra: dict[str, Any] = {"help": option.help, "rich_help_panel": panel, "metavar": option.metavar}
+        extra: dict[str, Any] = {"help": literal(option.help), "rich_help_panel": panel, "metavar": option.metavar}
         default = field.default
         if field.many:
             kind, default = list[str], [",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in field.default)]
@@ -247,15 +231,20 @@ def parameters(config: type, *, panel: str) -> list[inspect.Parameter]:
             extra |= {"param_decls": (f"{field.flag}/--no-{field.name.replace('_', '-')}",)}
             extra.pop("metavar")
         elif kind in (int, float):
-            low = option.min if option.min is not None else option.above
-            extra |= {"min": low, "max": option.max}
+            if option.above is None:
+                extra |= {"min": option.min, "max": option.max}
+            else:  # Typer knows closed ranges only; `check` keeps this one
+                high = "" if option.max is None else f"<={option.max:g}"
+                extra["metavar"] = option.metavar or f"<{kind.__name__}: {option.above:g}<x{high}>"
         if kind is not bool:
             extra["param_decls"] = (field.flag,)
         if default in ("", None, [""]):
             extra["show_default"] = False
         declarations = extra.pop("param_decls")
-        annotation = Annotated[kind if default is not None else kind | None, typer.Option(*declarations, **extra)]
-        made.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        annotation: Any = Annotated[kind if default is not None else kind | None, typer.Option(*declarations, **extra)]
+        made.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
     return made
 
 

@@ -195,7 +195,7 @@ def duration(seconds: float) -> str:
     """
     if not math.isfinite(seconds):
         return "?"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -7,15 +7,11 @@ rubbish or takes a used name costs one warning line and its own commands, never 
 from __future__ import annotations
 
 import os
-import re
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -23,69 +19,17 @@ from typing import Any
 import pluggy
 
 from iclr18cli import hookspecs
+from iclr18cli.errors import Interrupted, UsageError
+from iclr18cli.health import PluginHealth
 from iclr18cli.plugin import API, AttackSpec, CertifierSpec, Check, DatasetSpec, ModelSpec, Technique
+from iclr18cli.records import OFFERS, check_record
+from iclr18cli.time_limit import PluginTimeout, time_limit
 
 GROUP = "iclr18"
 OWN_DISTRIBUTION = "iclr18"
+BY_HAND = "registered by hand"
+FAULTS = (Exception, SystemExit, PluginTimeout)
 CORE_COMMANDS = ("attack", "certify", "runs", "data", "models", "plugins", "report", "reproduce")
-OFFERS: dict[str, type] = {
-    "techniques": Technique,
-    "datasets": DatasetSpec,
-    "models": ModelSpec,
-    "attacks": AttackSpec,
-    "certifiers": CertifierSpec,
-    "checks": Check,
-}
-NAME = re.compile(r"[a-z0-9][a-z0-9._/-]*( [a-z0-9._/-]+)*")
-TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-TARGET_FIELDS = {"run", "load", "build", "config", "refuses"}
-
-
-@dataclass
-class PluginHealth:
-    """What is known of one plugin: where it comes from, what it offers, and why it is left out if it is.
-
-    `state` is active, blocked, broken, clashing or incompatible.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    state: str = "active"
-    error: str = ""
-    detail: str = ""
-    import_ms: float = 0.0
-    imports_torch: bool = False
-    hooks: tuple[str, ...] = ()
-    offers: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def origin(self) -> str:
-        """Name the plugin and what installed it."""
-        return f"'{self.name}' ({self.distribution} {self.version})"
-
-
-class PluginTimeout(Exception):
-    """A plugin did not answer in time."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise PluginTimeout in the block after `seconds`; without effect outside the main thread and where there is no SIGALRM."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def expire(*_: object) -> None:
-        raise PluginTimeout(f"no answer within {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 class Plugins:
@@ -115,6 +59,8 @@ class Plugins:
         self._strict, self._seconds = strict, seconds
         self._warn = warn or (lambda line: print(line, file=sys.stderr))
         self._offered: dict[str, dict[str, tuple[PluginHealth, Any]]] = {}
+        self._loaded: dict[str, PluginHealth] = {}
+        self._dropped_observers: set[str] = set()
         self.health: list[PluginHealth] = []
         found = entry_points(group=GROUP) if entries is None else entries
         for entry in sorted(found, key=lambda e: (_distribution(e)[0] != OWN_DISTRIBUTION, e.name)):
@@ -138,9 +84,12 @@ class Plugins:
         health.imports_torch = "torch" in sys.modules and not had_torch
 
     def _register(self, plugin: Any, health: PluginHealth) -> None:
-        name = self._manager.register(plugin, name=health.name)
-        if name is None:
-            raise ValueError(f"a plugin named '{health.name}' is loaded already")
+        if health.name in self._loaded:
+            owner = self._loaded[health.name].distribution
+            self._leave_out(health, "clashing", f"a plugin named '{health.name}' is loaded already, from {owner}")
+            return
+        self._loaded[health.name] = health
+        self._manager.register(plugin, name=health.name)
         callers = self._manager.get_hookcallers(plugin) or []
         unknown = [caller.name for caller in callers if not caller.has_spec()]
         if unknown:
@@ -149,7 +98,7 @@ class Plugins:
 
     def register(self, plugin: Any, *, name: str) -> PluginHealth:
         """Add a plugin object by hand (tests, notebooks); faults are handled as for an installed one."""
-        health = PluginHealth(name, "registered by hand", "")
+        health = PluginHealth(name, BY_HAND, "")
         self.health.append(health)
         self._offered.clear()
         with self._guard(health):
@@ -157,28 +106,35 @@ class Plugins:
         return health
 
     def unregister(self, name: str) -> None:
-        """Take a plugin out again."""
+        """Take a plugin out again that was added by hand."""
         self._offered.clear()
-        if self._manager.has_plugin(name):
-            self._manager.unregister(name=name)
-        self.health = [health for health in self.health if health.name != name]
+        for health in [h for h in self.health if h.name == name and h.distribution == BY_HAND]:
+            self._forget(health)
+            self.health.remove(health)
+
+    def _forget(self, health: PluginHealth) -> None:
+        if self._loaded.get(health.name) is health:
+            del self._loaded[health.name]
+            self._dropped_observers.discard(health.name)
+            if self._manager.has_plugin(health.name):
+                self._manager.unregister(name=health.name)
 
     @contextmanager
     def _guard(self, health: PluginHealth) -> Iterator[None]:
-        """Leave the plugin out if the block raises, exits or hangs."""
+        """Leave the plugin out if the block raises, exits or hangs; what it prints goes to stderr."""
         try:
-            with time_limit(self._seconds):
+            with redirect_stdout(sys.stderr), time_limit(self._seconds):
                 yield
-        except (Exception, SystemExit) as error:
+        except Interrupted:
+            raise
+        except FAULTS as error:
             if self._strict:
                 raise
-            said = f"{type(error).__name__}: {error}".rstrip(": ")
-            self._leave_out(health, "broken", said.splitlines()[0], traceback.format_exc())
+            self._leave_out(health, "broken", _first_line(error), traceback.format_exc())
 
     def _leave_out(self, health: PluginHealth, state: str, error: str, detail: str = "") -> None:
         health.state, health.error, health.detail = state, error, detail
-        if self._manager.has_plugin(health.name):
-            self._manager.unregister(name=health.name)
+        self._forget(health)
         self._warn(f"warning: plugin {health.origin} is left out: {error}  (iclr18 plugins show {health.name})")
 
     def _offers(self, kind: str) -> dict[str, tuple[PluginHealth, Any]]:
@@ -202,10 +158,13 @@ class Plugins:
     def _ask(self, kind: str, plugin_name: str) -> list[Any]:
         implementations = getattr(self._manager.hook, f"iclr18_{kind}").get_hookimpls()
         answer = next(impl.function() for impl in implementations if impl.plugin_name == plugin_name)
-        records = list(answer)
-        for record in records:
+        records: dict[str, Any] = {}
+        for record in answer:
             check_record(record, OFFERS[kind])
-        return records
+            if record.name in records:
+                raise ValueError(f"the name '{record.name}' is offered twice")
+            records[record.name] = record
+        return list(records.values())
 
     def _records(self, kind: str) -> list[Any]:
         return [record for _, record in self._offers(kind).values()]
@@ -235,7 +194,7 @@ class Plugins:
         return self._records("checks")
 
     def owner(self, kind: str, name: str) -> PluginHealth | None:
-        """Return the plugin that offers the record `name` of a kind ("techniques", "models", …), None: the core or nobody."""
+        """Return the plugin that offers a record of a kind ("techniques", "models", …); None: the core or nobody."""
         return self._offers(kind).get(name, (None,))[0]
 
     def survey(self) -> list[PluginHealth]:
@@ -247,33 +206,33 @@ class Plugins:
     def observe(self, event: str, **arguments: Any) -> None:
         """Tell the observers of `iclr18_<event>`; one that raises is reported once and left out from then on."""
         for implementation in list(getattr(self._manager.hook, f"iclr18_{event}").get_hookimpls()):
-            health = next(h for h in self.health if h.name == implementation.plugin_name)
-            with self._guard(health):
-                implementation.function(*(arguments[name] for name in implementation.argnames))
+            name = implementation.plugin_name
+            if name in self._dropped_observers:
+                continue
+            try:
+                with redirect_stdout(sys.stderr), time_limit(self._seconds):
+                    implementation.function(*(arguments[argument] for argument in implementation.argnames))
+            except Interrupted:
+                raise
+            except FAULTS as error:
+                if self._strict:
+                    raise
+                # Only the observer goes: the plugin's networks and data sets may be what the run is made of.
+                health, self._dropped_observers = self._loaded[name], self._dropped_observers | {name}
+                health.error, health.detail = f"as an observer: {_first_line(error)}", traceback.format_exc()
+                self._warn(f"warning: plugin {health.origin} observes no more: {_first_line(error)}")
 
 
-def check_record(record: Any, expected: type) -> None:
-    """Raise TypeError or ValueError unless a record is of the expected kind, well named, and its targets are well formed."""
-    if not isinstance(record, expected):
-        raise TypeError(f"expected {expected.__name__} records; received {record!r:.80}")
-    if not (isinstance(record.name, str) and NAME.fullmatch(record.name)):
-        raise ValueError(f"{expected.__name__} name must be lower-case letters, digits, . _ / -; received {record.name!r}")
-    for name in (f.name for f in fields(record) if f.name in TARGET_FIELDS):
-        value = getattr(record, name)
-        if not (isinstance(value, str) and (TARGET.fullmatch(value) or (value == "" and name == "refuses"))):
-            raise ValueError(f"{record.name}: {name} must read 'module:attribute'; received {value!r}")
-    if isinstance(record, Technique):
-        if not isinstance(record.commands, Mapping) or not record.commands:
-            raise ValueError(f"{record.name}: commands must map names to Command records")
-        for word, command in record.commands.items():
-            for value in (getattr(command, "config", None), getattr(command, "run", None)):
-                if not (isinstance(value, str) and TARGET.fullmatch(value)):
-                    raise ValueError(f"{record.name} {word}: config and run must read 'module:attribute'; received {value!r}")
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ").splitlines()[0]
 
 
 def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    distribution = getattr(entry, "dist", None)
-    return (distribution.name, distribution.version) if distribution else ("unknown distribution", "")
+    distribution: Any = getattr(entry, "dist", None)
+    try:
+        return distribution.name or "unknown distribution", distribution.version or ""
+    except Exception:  # not installed by a distribution, or what is left of one that was removed by hand
+        return "unknown distribution", ""
 
 
 @cache
@@ -295,6 +254,16 @@ def _words(variable: str) -> list[str] | None:
     return None if value is None else [word.strip() for word in value.split(",") if word.strip()]
 
 
+def _seconds(variable: str, default: float) -> float:
+    try:
+        seconds = float(os.environ.get(variable) or default)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise UsageError(f"{variable} must be a number of seconds greater than 0; received {os.environ[variable]!r}.")
+    return seconds
+
+
 _blocked: list[str] = []
 
 
@@ -310,5 +279,5 @@ def plugins() -> Plugins:
         only=_words("ICLR18_PLUGINS"),
         block=[*_blocked, *(_words("ICLR18_BLOCK") or ())],
         strict=os.environ.get("ICLR18_STRICT") == "1",
-        seconds=float(os.environ.get("ICLR18_PLUGIN_SECONDS", "20")),
+        seconds=_seconds("ICLR18_PLUGIN_SECONDS", 20.0),
     )

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from iclr18cli import config as configs
 from iclr18cli.attack.config import AttackConfig
-from iclr18cli.execute import Outcome, open_runs
+from iclr18cli.call import Outcome
+from iclr18cli.command import RUNS, argument, deliver, on_command_line, typer_command
+from iclr18cli.execute import open_runs
 from iclr18cli.settings import Settings
 
 
 def app() -> Any:
     """Build the command from AttackConfig."""
-    from iclr18cli.cli import deliver, on_command_line, typer_command
 
     def attack(ctx: typer.Context, /, **given: Any) -> None:
         flags = {name: value for name, value in given.items() if on_command_line(ctx, name)}
         values = configs.explicit(AttackConfig, flags) | configs.explicit(Settings, flags)
         deliver(ctx, lambda console: perform(given["runs"], values, console), given)
 
-    runs = inspect.Parameter(
-        "runs",
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[
-            list[str], typer.Argument(metavar="RUN...", help="A path, a name, the beginning of one, or @last.")
-        ],
-    )
+    runs = argument("runs", list[str], RUNS)
     shared = configs.parameters(Settings, panel="Run")
     help_text = (
         "Try to break a run's predictions: an upper bound of its robust accuracy.\n\nSeveral runs make one table."

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import time
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from iclr18cli import config as configs
+from iclr18cli.call import Call, Outcome, find_technique
 from iclr18cli.certify.registry import certifiers, find
+from iclr18cli.command import RUN, argument, deliver, on_command_line, option, typer_command
 from iclr18cli.errors import ClaimError, ExitCode, UsageError, UserError
-from iclr18cli.execute import Call, Outcome, certified, find_technique, open_runs
+from iclr18cli.execute import certified, open_runs
 from iclr18cli.execute import perform as perform_call
 from iclr18cli.plugin import resolve
 from iclr18cli.settings import Settings
@@ -22,35 +24,21 @@ ALL = "all"
 
 def app() -> Any:
     """Build the command from the configs of every method."""
-    from iclr18cli.cli import deliver, on_command_line, typer_command
-
     classes = {name: resolve(spec.config) for name, spec in certifiers().items()}
 
     def certify(ctx: typer.Context, /, **given: Any) -> None:
         flags = {name: value for name, value in given.items() if on_command_line(ctx, name)}
         values = {k: v for cls in (*classes.values(), Settings) for k, v in configs.explicit(cls, flags).items()}
-        deliver(ctx, lambda console: perform(given["run"], given["method"], values, console), given)
+        deliver(ctx, lambda console: perform(given["run"], given["method"] or ALL, values, console), given)
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    run = inspect.Parameter(
-        "run",
-        keyword,
-        annotation=Annotated[
-            str, typer.Argument(metavar="RUN", help="A path, a name, the beginning of one, or @last.")
-        ],
-    )
     names = ", ".join([*classes, f"{OF_THE_TECHNIQUE} (the run's own claim)", ALL])
-    method = inspect.Parameter(
-        "method",
-        keyword,
-        default=ALL,
-        annotation=Annotated[str, typer.Option("--method", metavar="M", help=f"{names}.")],
-    )
+    method = option("--method", str, f"{names}. Default: all.", metavar="M")
     options: dict[str, inspect.Parameter] = {}
     for name, cls in classes.items():
-        for parameter in configs.parameters(cls, panel=f"--method {name}"):
-            options.setdefault(parameter.name, parameter)
-    parameters = [run, method, *options.values(), *configs.parameters(Settings, panel="Run")]
+        for made in configs.parameters(cls, panel=f"--method {name}"):
+            options.setdefault(made.name, made)
+    shared = configs.parameters(Settings, panel="Run")
+    parameters = [argument("run", str, RUN), method, *options.values(), *shared]
     help_text = (
         "State what holds for a run, with its verdict and its limits; a contradicted bound ends with exit code 4."
     )
@@ -74,7 +62,8 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
         return perform_call(Call(technique, "certify", flags=values, runs=[reference]), console)
     if method != ALL:
         return _one(method, run, given)
-    outcomes = []
+    _ = run.card  # its error says how to get a model
+    outcomes, refusals = [], []
     known = certifiers()
     for name in known:
         fields = {field.name for field in configs.options(resolve(known[name].config))}
@@ -83,16 +72,19 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
         except (UsageError, ClaimError):
             raise
         except UserError as error:
-            console.hint(f"{name}: does not apply: {error}")
+            refusals.append(error)
             outcomes.append(
                 (name, Outcome({"method": name, "refused": error.what, "why": error.why, "fix": error.fix}, ""))
             )
-    code = max((outcome.code for _, outcome in outcomes), default=ExitCode.DONE)
-    if not any("certificates" in outcome.document for _, outcome in outcomes):
-        raise UserError(
+    if len(refusals) == len(known):
+        raise refusals[0] if len(refusals) == 1 else UserError(
             "No certificate method applies to this run.",
             why="; ".join(f"{n}: {o.document['refused']}" for n, o in outcomes),
+            fix=f"iclr18 certify {run.path} --method M says what one of them needs",
         )
+    for name, error in zip((n for n, o in outcomes if "refused" in o.document), refusals, strict=True):
+        console.hint(f"{name} does not apply: {error}")
+    code = max((outcome.code for _, outcome in outcomes), default=ExitCode.DONE)
     document = {
         "run": str(run.path),
         "method": ALL,

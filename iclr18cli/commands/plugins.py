@@ -12,7 +12,8 @@ import typer
 
 from iclr18cli.console import Console, table
 from iclr18cli.errors import ExitCode, UsageError, did_you_mean
-from iclr18cli.manager import OFFERS, PluginHealth, plugins
+from iclr18cli.health import PluginHealth
+from iclr18cli.manager import OFFERS, plugins
 from iclr18cli.plugin import resolve
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
@@ -40,7 +41,7 @@ def list_plugins(json: Json = False) -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(metavar="PLUGIN")], json: Json = False) -> None:
     """Show all that a plugin offers, its commands and presets, and the whole error of a broken one."""
-    from iclr18cli.config import presets
+    from iclr18cli.presets import presets
 
     found = {health.name: health for health in plugins().survey()}
     if name not in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,10 +150,15 @@ def rm(
     for run in found:
         if run.status == "running":
             raise UserError(f"{run.path} is being trained.", fix="stop it first (Ctrl-C or kill)")
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("There is nobody to ask whether the runs may go.", why="stdin is no terminal", fix="--yes")
     if not yes:
         typer.confirm(f"Remove {', '.join(run.path.name for run in found)}?", abort=True, err=True)
     for run in found:
-        shutil.rmtree(run.path)
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            raise UserError(f"Cannot remove {run.path}.", why=error.strerror or str(error)) from None
     removed = [str(run.path) for run in found]
     Console(as_json=json).result({"removed": removed}, "\n".join(f"removed  {path}" for path in removed))
 
@@ -176,7 +182,7 @@ def _environment(run: RunDirectory) -> dict[str, Any]:
     file = run.path / "env.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        raise UserError(f"{file} is not valid JSON.", fix="remove it to compare the rest") from None
-    packages = content.pop("packages", {})
+        packages = dict(content.pop("packages", {}))
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{file} is not a JSON object of versions.", fix="remove it to compare the rest") from None
     return {**{k: v for k, v in content.items() if k not in ("time",)}, **packages}

@@ -79,7 +79,7 @@ def open_model(directory: str | Path, device: str | torch.device = "cpu") -> tup
     path = Path(directory) / CARD
     card = read_card(directory)
     if card.model not in registry.models():
-        raise _not_installed(card)
+        raise not_installed(card)
     for transform in card.transforms:
         if transform["name"] not in registry.transforms():
             raise UserError(
@@ -127,7 +127,8 @@ def _rebuild(card: ModelCard) -> nn.Module:
     return module.to(dtype) if dtype.is_floating_point else module
 
 
-def _not_installed(card: ModelCard) -> UserError:
+def not_installed(card: ModelCard) -> UserError:
+    """Return the error for a card whose network no active plugin offers."""
     # The card may be a stranger's: only a well-formed distribution name goes into a command that users copy.
     named = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)( \S*)?", card.plugin)
     if named and named[1] != "iclr18":

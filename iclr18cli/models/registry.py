@@ -120,8 +120,8 @@ def build(name: str, **kwargs: Any) -> nn.Module:
             raise _refusal(name, f"it needs the argument {word!r}", builder)
     try:
         return builder(**kwargs)
-    except (TypeError, ValueError) as error:
-        raise _refusal(name, str(error), builder) from error
+    except (TypeError, ValueError, OverflowError, MemoryError, RuntimeError) as error:  # the last: torch out of memory
+        raise _refusal(name, str(error).split("\n")[0], builder) from error
 
 
 def _refusal(name: str, why: str, builder: Any) -> UsageError:

@@ -72,6 +72,8 @@ def mlp(
     Raises:
         TypeError, ValueError: A width or shape is not a whole number above 0.
     """
+    if not input_shape:
+        raise ValueError(f"input_shape must hold at least one size; received input_shape={input_shape!r}")
     positive(classes=classes, **{f"input_shape[{i}]": n for i, n in enumerate(input_shape)})
     positive(**{f"hidden[{i}]": n for i, n in enumerate(hidden)})
     layers = first_layer(input_shape, mean, std)

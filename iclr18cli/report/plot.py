@@ -32,7 +32,6 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a PNG under a temporary name and rename it."""
     from iclr18cli.run.atomic import replacing
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

@@ -42,9 +42,8 @@ def certificate_text(document: Mapping[str, Any]) -> str:
     lines += labelled("assuming", document["assumptions"])
     sign = {"upper": "<=", "lower": ">=", "equal": "="}[document["bound"]]
     vacuous = f"   VACUOUS (threshold {show(document['vacuous_above'])})" if document["vacuous"] else ""
-    lines.append(
-        f"  {document['verdict']:<11}  {document['quantity']} {sign} {outward(document['value'], document['bound'])}{vacuous}"
-    )
+    value = outward(document["value"], document["bound"])
+    lines.append(f"  {document['verdict']:<11}  {document['quantity']} {sign} {value}{vacuous}")
     if document["empirical"]:
         lines.append(f"  attack       {document['empirical']['attack']}: {show(document['empirical']['value'])}")
     if not document["holds"]:

@@ -25,6 +25,8 @@ from iclr18cli.run.environment import now
 SCHEMA = "iclr18.run/1"
 INFO, CONFIG, METRICS, LOG, LOCK = "run.json", "config.toml", "metrics.jsonl", "log.txt", ".lock"
 STATUSES = ("running", "done", "interrupted", "failed")
+OPTIONAL = {"metrics": (dict,), "settings": (dict,), "argv": (list,), "resumed": (list,), "seconds": (int, float), "seed": (int,)}
+"""Types of entries of run.json that may be missing."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = ("auto",)
 """Words that `--resume` gives a meaning of its own."""
@@ -63,6 +65,9 @@ class RunDirectory:
         missing = [key for key in ("id", "technique", "status", "started") if not isinstance(info.get(key), str)]
         if missing or info["status"] not in STATUSES:
             self._refuse(path, f"no valid entry {missing[0] if missing else 'status'!r}")
+        for key, kinds in OPTIONAL.items():
+            if not isinstance(info.get(key), (*kinds, type(None))):
+                self._refuse(path, f"no valid entry {key!r}")
         return info
 
     @property
@@ -77,6 +82,21 @@ class RunDirectory:
             return tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             self._refuse(path, getattr(error, "strerror", None) or f"not TOML: {error}", error)
+
+    def trained_config(self) -> dict[str, Any]:
+        """Return the contents of config.toml if they are those the run was made with.
+
+        Raises:
+            UserError: The file was changed after the run began, or is damaged.
+        """
+        config, info = self.config, self.info
+        if digest(config) != info.get("config_sha256"):
+            raise UserError(
+                f"{self.path / CONFIG} was changed after the run began.",
+                why="a run keeps its settings",
+                fix=f"restore it, or start a new run: iclr18 {info['technique']} train --config FILE",
+            )
+        return config
 
     def _refuse(self, path: Path, why: str, error: Exception | None = None) -> NoReturn:
         raise UserError(

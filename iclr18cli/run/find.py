@@ -74,6 +74,8 @@ def find_run(reference: str | Path, root: str | Path) -> RunDirectory:
     if path.exists():
         raise UserError(f"{path} is not a run.", why=f"it has no {INFO}", fix="name a directory that a training made")
     near = did_you_mean(text, [*names, LAST]) if names else "train one, or name its folder with --runs-dir"
+    if len(names) > 5 and near.startswith("One of"):  # all of them would fill the screen
+        near = "iclr18 runs list"
     raise UserError(f"There is no run '{text}'.", why=where, fix=near)
 
 

@@ -5,6 +5,7 @@ B batch · N examples
 
 from __future__ import annotations
 
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -72,8 +73,7 @@ class Run:
             every=settings.log_every, seconds=saved["seconds"] if saved else 0.0,
             told=lambda step, metrics: self.tell("run_logged", step=step, metrics=metrics),
         )  # fmt: skip
-        in_root = self.path.parent.resolve() == runs_root().resolve()
-        reference = self.path.name if in_root else self.path
+        reference = self.path.name if self.path.parent.resolve() == runs_root().resolve() else self.path
         self._signals = Signals(f"iclr18 {self.technique} {info.get('command', 'train')} --resume {reference}")
         self.progress = progress or no_progress
         self._phases = Phases(settings, self._memory, self._record, checkpoints, self._signals, self.progress, saved)
@@ -206,6 +206,7 @@ class Run:
 
     def restore_best(self) -> None:
         """Give the tracked objects the state of best.pt, for example before `save_model`."""
+        self._phases.write_best()
         for name, state in self._checkpoints.load(BEST)["memory"]["objects"].items():
             if name in self._memory.objects:
                 self._memory.load(name, state)
@@ -273,6 +274,9 @@ class Run:
             with suppress(UserError):
                 self._ended_by(error)
             self.close()
+            began = self.resumed or self._phases.at.phase >= 0 or (self.path / METRICS).stat().st_size
+            if isinstance(error, UserError) and not began:
+                shutil.rmtree(self.path, ignore_errors=True)  # a wrong name leaves no run behind
 
     def _ended_by(self, error: BaseException | None) -> None:
         if error is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from iclr18cli.device import derived_seed, random_state, set_random_state
 from iclr18cli.errors import UserError
@@ -100,3 +101,22 @@ class Memory:
                 why=str(error).split("\n")[0],
                 fix="resume with the version and the data that began the run, or start a new run",
             ) from error
+
+
+def snapshot(value: Any) -> Any:
+    """Return a copy of a state that later training steps do not change: every tensor cloned, without its graph.
+
+    Example:
+        >>> state = {"weights": [torch.zeros(2)]}
+        >>> kept = snapshot(state)
+        >>> state["weights"][0] += 1
+        >>> kept["weights"][0].tolist()
+        [0.0, 0.0]
+    """
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(snapshot(item) for item in value)
+    return value

@@ -37,13 +37,18 @@ class MetricsFile:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
+    @property
+    def size(self) -> int:
+        """Return the size in bytes."""
+        return self._file.tell()
+
     def sync(self) -> int:
         """Put everything on the disk and return the size in bytes."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        return self._file.tell()
+        return self.size
 
     def close(self) -> None:
         """Close the file."""
@@ -71,6 +76,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(data[: _whole_lines(data)].splitlines(), 1):
         try:
             line = json.loads(text)
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                raise ValueError(f"a line must be an object with a step; received {text.decode(errors='replace'):.40}")
         except ValueError as error:
             raise UserError(
                 f"{path} is damaged at line {number}.", why=str(error), fix=f"delete line {number} of the file"

@@ -71,7 +71,7 @@ class OpenedRun(Workbench):
     def __init__(self, directory: RunDirectory, settings: Settings, *, progress: Progress | None = None):
         self.directory, self.path = directory, directory.path
         self.technique: str = directory.info["technique"]
-        self.config = directory.config
+        self.config = directory.trained_config()
         super().__init__(settings, progress=progress)
 
     @cached_property
@@ -81,7 +81,8 @@ class OpenedRun(Workbench):
         Raises:
             UserError: The training has not ended yet, or the card is damaged.
         """
-        from iclr18cli.models.card import CARD, read_card
+        from iclr18cli.models import registry
+        from iclr18cli.models.card import CARD, not_installed, read_card
 
         if not (self.path / CARD).exists():
             status, command = self.directory.status, self.directory.info.get("command", "train")
@@ -91,7 +92,10 @@ class OpenedRun(Workbench):
             elif status == "done":
                 fix = "name a run that trained a model"
             raise UserError(f"{self.path} has no model yet.", why=f"its status is {status}", fix=fix)
-        return read_card(self.path)
+        card = read_card(self.path)
+        if card.model not in registry.models():
+            raise not_installed(card)
+        return card
 
     def model(self) -> nn.Module:
         """Return the trained network, built anew: on the device, in evaluation mode, without gradients."""

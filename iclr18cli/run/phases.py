@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from iclr18cli.errors import Interrupted
+from iclr18cli.errors import Interrupted, UserError
 from iclr18cli.run.checkpoint import Checkpoints
-from iclr18cli.run.memory import Memory
+from iclr18cli.run.memory import Memory, snapshot
 from iclr18cli.run.record import Record
 from iclr18cli.run.signals import Signals
 from iclr18cli.settings import TrainSettings
@@ -22,6 +22,9 @@ T = TypeVar("T")
 Progress = Callable[[int | None, str], AbstractContextManager[Any]]
 
 REDRAW_SECONDS = 0.1
+
+REST_SECONDS = 1.0
+"""A best state that comes sooner after a checkpoint stays in memory: small networks have many epochs per second."""
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Phases:
         self.signals, self.progress, self._saved = signals, progress, saved
         self.at = Position()
         self.inside = self.stopping = self.is_best = False
+        self._best_state: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
     @property
@@ -94,15 +98,20 @@ class Phases:
                     if means or finished or clock - drawn > REDRAW_SECONDS:
                         bar.advance(waiting, **(means or {}))
                         waiting, drawn = 0, clock
-                    if finished or self.is_best or self.signals.received or clock - self._saved_at >= every:
+                    rest = min(every, REST_SECONDS) if self.is_best else every
+                    if finished or self.signals.received or clock - self._saved_at >= rest:
                         self.save(finished=finished)
                         if self.signals.received:
                             break
+                    elif self.is_best:
+                        self.is_best, self._best_state = False, snapshot(self._state())
             if self.signals.received:
                 raise Interrupted(self.signals.received, self.signals.hint)
         finally:
             self.inside = False
             self.signals.restore()
+            with suppress(UserError):  # a full disk, which is then what ended the phase
+                self.write_best()
 
     def _enter(self) -> bool:
         """Count a phase; False: it was over in an earlier process."""
@@ -136,15 +145,27 @@ class Phases:
             finished: The current phase is over.
         """
         self.at.finished = finished
-        self.checkpoints.save(self._state(), best=self.is_best)
+        state = self._state()  # first of all: a loss that is not finite stops the run here
+        self.record.file.sync()
+        if self.is_best:
+            self._best_state = None
+        self.write_best()  # before last.pt tells of its value
+        self.checkpoints.save(state, best=self.is_best)
         self.is_best = False
         self._saved_at = time.monotonic()
 
+    def write_best(self) -> None:
+        """Write the best state if it still waits in memory: it is newer than last.pt, so it becomes that as well."""
+        if self._best_state is not None:
+            self.record.file.sync()
+            self.checkpoints.save(self._best_state, best=True)
+            self._best_state = None
+
     def _state(self) -> dict[str, Any]:
         return {
-            "interval": self.record.interval.state(),  # first of all: a loss that is not finite stops the run here
+            "interval": self.record.interval.state(),
             "position": asdict(self.at),
-            "metrics_size": self.record.file.sync(),
+            "metrics_size": self.record.file.size,
             "seconds": self.record.seconds,
             "memory": self.memory.capture(),
         }

@@ -92,13 +92,7 @@ def resume_run(
             fix='wait for it or stop it; if that machine is gone, write "status": "interrupted" into run.json',
         )
     try:
-        config_sha256 = digest(directory.config)
-        if config_sha256 != info.get("config_sha256"):
-            raise UserError(
-                f"{directory.path / 'config.toml'} was changed after the run began.",
-                why="a resumed run keeps its settings",
-                fix=f"restore it, or start a new run: iclr18 {info['technique']} train --config FILE",
-            )
+        config_sha256 = digest(directory.trained_config())
         kept = {name: value for name, value in info.get("settings", {}).items() if name in KEPT}
         if settings.device != "auto":
             kept.pop("device", None)

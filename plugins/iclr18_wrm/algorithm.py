@@ -44,7 +44,8 @@ def ascent_step(
     """Return the next iterate of one ascent step on loss - gamma c(., x); `step` is a number or shaped (B,)."""
     a = per_example(step, z) if isinstance(step, Tensor) else step
     if cost == "l2":
-        z = z + a * (grad - 2 * gamma * (z - x))  # Algorithm 1, inner loop
+        ascent = torch.sub(grad, z - x, alpha=2 * gamma)  # grad l(z) - 2 gamma (z - x), in two passes over memory
+        z = torch.add(z, ascent, alpha=a) if isinstance(a, float | int) else z + a * ascent  # Algorithm 1, inner loop
     elif cost == "linf":
         z = x + prox_linf_squared(z + a * grad - x, 2 * gamma * step)  # Appendix E: gradient of the loss, then prox
     else:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from iclr18_wrm.config import CertifyConfig
-from iclr18_wrm.evaluate import measure
+from iclr18_wrm.evaluate import measure, trained_gamma
 from iclr18_wrm.figures import certificate_figure, example_loss
 from iclr18cli.certify.config import WassersteinConfig
 from iclr18cli.certify.distributional import distributional_attacks
@@ -45,7 +45,7 @@ def paper(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
     start = time.perf_counter()
     split = run.split("train" if config.split == "auto" else config.split, config.limit).to(run.device)
     net = run.model()
-    gammas = config.gamma or (float(run.config["gamma"]),)
+    gammas = config.gamma or (trained_gamma(run),)
     measured = {
         gamma: measure(
             net,

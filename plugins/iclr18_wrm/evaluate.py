@@ -27,7 +27,7 @@ BATCH = 500
 def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
     """Measure a run on a split of its data set."""
     split = run.split(config.split, config.limit).to(run.device)
-    gamma = config.gamma if config.gamma is not None else float(run.config["gamma"])
+    gamma = config.gamma if config.gamma is not None else trained_gamma(run)
     metrics = measure(
         run.model(),
         split,
@@ -38,6 +38,18 @@ def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
         progress=run.progress,
     )
     return {"dataset": split.name, "split": split.split, **metrics}
+
+
+def trained_gamma(run: OpenedRun) -> float:
+    """Return the penalty a run was trained with.
+
+    Raises:
+        UserError: another technique made the run.
+    """
+    gamma = run.config.get("gamma")
+    if not isinstance(gamma, int | float):
+        raise UserError(f"{run.path} was not trained with a gamma.", why=f"'{run.technique}' made it", fix="give --gamma")
+    return float(gamma)
 
 
 def measure(
@@ -63,8 +75,8 @@ def measure(
 
     Returns:
         n, gamma, error, accuracy, clean_loss; adversarial_loss, rho_hat, phi, residual_mean, residual_max, fooled;
-        these with the prefix `converged_`; nonconcave_clean, nonconcave_perturbed (shares of points where lambda_max is at
-        least 2 gamma, from below where Lanczos is used) and hessian_max.
+        these with the prefix `converged_`; nonconcave_clean, nonconcave_perturbed (shares of points with lambda_max >=
+        2 gamma, from below where Lanczos is used) and hessian_max.
     """
     sums: dict[str, float] = {}
     tops: dict[str, list[Tensor]] = {"clean": [], "perturbed": []}

@@ -210,7 +210,7 @@ def certificate_figure(run: OpenedRun, *, limit: int, inner_steps: int, points: 
     Blue: gamma rho + E_train phi_gamma from T_adv steps (estimate). Red: E_test loss at the converged adversary of a
     grid of gamma_adv, at its own rho. Black: the sound ladder on the same test points. Shaded: red above blue.
     """
-    net, gamma = run.model(), float(run.config["gamma"])
+    net, gamma = run.model(), trained_gamma(run)
     train, test = (run.split(name, limit).to(run.device) for name in ("train", "test"))
     estimate = measure(net, train, gamma=gamma, inner_steps=inner_steps)
     reached = []
