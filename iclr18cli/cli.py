@@ -86,8 +86,6 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; every ending is mapped here and nowhere else."""
-    from iclr18cli.console import complain
-
     usage_error: Any = typer.BadParameter.__mro__[1]
     stdout = sys.stdout
     try:
@@ -95,6 +93,8 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except UserError as error:
+        from iclr18cli.console import complain
+
         complain(error)
         return int(error.code)
     except Interrupted as stop:

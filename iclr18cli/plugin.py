@@ -176,17 +176,6 @@ class RunInfo:
     status: str = "running"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A section that a plugin adds to a run's report."""
-
-    title: str
-    markdown: str
-
-
-Record = Technique | DatasetSpec | ModelSpec | AttackSpec | CertifierSpec | Check
-
-
 def resolve(target: str) -> Any:
     """Import what a target names.
 
