@@ -25,6 +25,9 @@ from iclr18cli.plugin import Command, Option
 
 Scalar = bool | int | float | str
 
+SINGLE = 1e30
+"""Numbers of this size, and one over it, can still be computed with in single precision."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -127,6 +130,8 @@ def _check_one(field: Field, value: Any, source: str) -> Any:
     if item in (int, float) and not _inside(value, option):
         wanted = _range(option) if math.isfinite(value) else " and ".join(dict.fromkeys(["finite", _range(option)]))
         raise UsageError(f"{source} must be {wanted}; received {value!r}.")
+    if item is float and value and not 1 / SINGLE <= abs(value) <= SINGLE:
+        raise UsageError(f"{source} must be 0 or {1 / SINGLE:g} .. {SINGLE:g} in size; received {value!r}.")
     return value
 
 

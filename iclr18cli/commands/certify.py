@@ -54,7 +54,15 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
     given = {k: v for k, v in values.items() if k not in shared}
     run = open_runs([reference], settings, console)[0]
     if method == OF_THE_TECHNIQUE:
-        technique = find_technique(run.technique)
+        try:
+            technique = find_technique(run.technique)
+        except UsageError:
+            made_by = run.directory.info.get("plugin") or "the plugin that made it"
+            raise UserError(
+                f"{run.path} was made by '{run.technique}', which no active plugin offers.",
+                why="iclr18 plugins list shows what is",
+                fix=f"install {made_by}, or: iclr18 certify {run.path} --method all",
+            ) from None
         if "certify" not in technique.commands:
             raise UserError(
                 f"The technique '{technique.name}' certifies nothing of its own.", fix="iclr18 certify RUN --method all"
@@ -77,13 +85,17 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
                 (name, Outcome({"method": name, "refused": error.what, "why": error.why, "fix": error.fix}, ""))
             )
     if len(refusals) == len(known):
-        raise refusals[0] if len(refusals) == 1 else UserError(
-            "No certificate method applies to this run.",
-            why="; ".join(f"{n}: {o.document['refused']}" for n, o in outcomes),
-            fix=f"iclr18 certify {run.path} --method M says what one of them needs",
+        raise (
+            refusals[0]
+            if len(refusals) == 1
+            else UserError(
+                "No certificate method applies to this run.",
+                why="; ".join(f"{n}: {o.document['refused']}" for n, o in outcomes),
+                fix=f"iclr18 certify {run.path} --method M says what one of them needs",
+            )
         )
-    for name, error in zip((n for n, o in outcomes if "refused" in o.document), refusals, strict=True):
-        console.hint(f"{name} does not apply: {error}")
+    for name, refusal in zip((n for n, o in outcomes if "refused" in o.document), refusals, strict=True):
+        console.hint(f"{name} does not apply: {refusal}")
     code = max((outcome.code for _, outcome in outcomes), default=ExitCode.DONE)
     document = {
         "run": str(run.path),

@@ -97,12 +97,15 @@ def open_model(directory: str | Path, device: str | torch.device = "cpu") -> tup
         )
     tensors = weights.loads(payload, path.with_name(card.weights))
     try:
-        module = _rebuild(card)
+        sketch = _sketch(card)
+        differences = weights.differences(tensors, sketch) if sketch is not None else ""
+        if not differences:
+            module = _rebuild(card)
+            differences = weights.differences(tensors, module)
     except UsageError as error:
         raise UserError(f"{path} asks for a network that cannot be built.", why=error.why, fix=error.fix) from error
     except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise UserError(f"{path} asks for a network that cannot be built.", why=str(error).split("\n")[0]) from error
-    differences = weights.differences(tensors, module)
     if differences:
         raise UserError(
             f"The weights {path.with_name(card.weights)} do not fit the model '{card.model}'.",
@@ -111,6 +114,18 @@ def open_model(directory: str | Path, device: str | torch.device = "cpu") -> tup
         )
     module.load_state_dict(tensors)
     return module.to(device).eval(), card
+
+
+def _sketch(card: ModelCard) -> nn.Module | None:
+    """Build the card's network without its numbers; None where its builder needs to see them.
+
+    A stranger's card may ask for more memory than there is: whether the weights fit is seen on this one.
+    """
+    try:
+        with torch.device("meta"):
+            return _rebuild(card)
+    except RuntimeError:
+        return None
 
 
 def _rebuild(card: ModelCard) -> nn.Module:

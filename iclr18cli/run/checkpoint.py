@@ -71,7 +71,12 @@ class Checkpoints:
             refuse_code(state, "checkpoint")
             self._checked = True
         with replacing(path) as file:
-            torch.save({"format": FORMAT, "config_sha256": self.config_sha256, **state}, file)
+            try:
+                torch.save({"format": FORMAT, "config_sha256": self.config_sha256, **state}, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # a full disk: torch's writer complains of its own position
+                    raise error.__context__ from None
+                raise
 
     def keep_phase(self, number: int) -> None:
         """Keep last.pt, which holds the end of a phase, from being replaced by the next one."""

@@ -25,7 +25,14 @@ from iclr18cli.run.environment import now
 SCHEMA = "iclr18.run/1"
 INFO, CONFIG, METRICS, LOG, LOCK = "run.json", "config.toml", "metrics.jsonl", "log.txt", ".lock"
 STATUSES = ("running", "done", "interrupted", "failed")
-OPTIONAL = {"metrics": (dict,), "settings": (dict,), "argv": (list,), "resumed": (list,), "seconds": (int, float), "seed": (int,)}
+OPTIONAL = {
+    "metrics": (dict,),
+    "settings": (dict,),
+    "argv": (list,),
+    "resumed": (list,),
+    "seconds": (int, float),
+    "seed": (int,),
+}
 """Types of entries of run.json that may be missing."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = ("auto",)
@@ -66,7 +73,7 @@ class RunDirectory:
         if missing or info["status"] not in STATUSES:
             self._refuse(path, f"no valid entry {missing[0] if missing else 'status'!r}")
         for key, kinds in OPTIONAL.items():
-            if not isinstance(info.get(key), (*kinds, type(None))):
+            if key in info and not isinstance(info[key], kinds):
                 self._refuse(path, f"no valid entry {key!r}")
         return info
 

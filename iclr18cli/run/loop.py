@@ -64,7 +64,7 @@ class Run:
         self.directory, self.path, self.config = directory, directory.path, directory.config
         self.technique: str = info["technique"]
         self.settings, self.device, self.seed = settings, device, settings.seed
-        self.resumed, self.epoch_ends = resumed, False
+        self.resumed, self.epoch_ends, self._finished = resumed, False, False
         self._checkpoints, self._lock, self._observer = checkpoints, lock, observer
         self._memory = Memory(self.seed, device)
         self.values = self._memory.values
@@ -77,7 +77,6 @@ class Run:
         self._signals = Signals(f"iclr18 {self.technique} {info.get('command', 'train')} --resume {reference}")
         self.progress = progress or no_progress
         self._phases = Phases(settings, self._memory, self._record, checkpoints, self._signals, self.progress, saved)
-        self._finished = False
 
     @property
     def step(self) -> int:

@@ -82,6 +82,5 @@ def read(path: Path) -> list[dict[str, Any]]:
             raise UserError(
                 f"{path} is damaged at line {number}.", why=str(error), fix=f"delete line {number} of the file"
             ) from error
-        if isinstance(line, dict):
-            lines.append(line)
+        lines.append(line)
     return lines

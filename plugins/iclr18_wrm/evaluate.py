@@ -13,6 +13,7 @@ from iclr18_wrm.algorithm import converged_ascent, hessian_top, stationarity_res
 from iclr18_wrm.config import EvalConfig
 from iclr18_wrm.derivatives import Loss
 from iclr18cli.data.tensors import Split, batches
+from iclr18cli.errors import UserError
 from iclr18cli.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def trained_gamma(run: OpenedRun) -> float:
     """
     gamma = run.config.get("gamma")
     if not isinstance(gamma, int | float):
-        raise UserError(f"{run.path} was not trained with a gamma.", why=f"'{run.technique}' made it", fix="give --gamma")
+        raise UserError(
+            f"{run.path} was not trained with a gamma.", why=f"'{run.technique}' made it", fix="give --gamma"
+        )
     return float(gamma)
 
 
