@@ -166,7 +166,13 @@ def test_a_number_outside_its_range_is_refused_with_the_range(values, said):
     assert said in caught.value.what
 
 
-@pytest.mark.parametrize("values", [{"steps": 1}, {"steps": 50}, {"gamma": 1e-300}, {"eps": 0.0}, {"eps": None}])
+@pytest.mark.parametrize("values", [{"gamma": 1e-31}, {"gamma": 1e300}])
+def test_a_number_that_single_precision_cannot_compute_with_is_refused(values):
+    with pytest.raises(UsageError, match="in size"):
+        build(**values)
+
+
+@pytest.mark.parametrize("values", [{"steps": 1}, {"steps": 50}, {"gamma": 1e-30}, {"eps": 0.0}, {"eps": None}])
 def test_the_ends_of_a_closed_range_are_inside(values):
     ((name, value),) = values.items()
     assert getattr(build(**values), name) == value
@@ -322,20 +328,21 @@ def test_dates_and_infinities_of_toml_are_refused(tmp_path):
             configs.layered((Config,), layers=[(str(file), configs.read_toml(file))])
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
+positive = st.floats(min_value=1e-30, max_value=1e30)
+finite = st.one_of(st.just(0.0), positive, positive.map(float.__neg__))
 
 
 @given(
     st.fixed_dictionaries(
         {},
         optional={
-            "gamma": st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+            "gamma": positive,
             "steps": st.integers(1, 50),
             "norm": st.sampled_from(["l2", "linf"]),
             "title": st.text(st.characters(codec="utf-8", exclude_characters="\r")),
             "box": st.booleans(),
-            "eps": st.floats(min_value=0, allow_infinity=False),
-            "rho": st.lists(st.floats(min_value=0, allow_infinity=False), min_size=1),
+            "eps": st.one_of(st.just(0.0), positive),
+            "rho": st.lists(st.one_of(st.just(0.0), positive), min_size=1),
             "layers": st.lists(st.integers(1, 10**6)),
             "free": finite,
         },
