@@ -127,9 +127,20 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec:
-    """An attack by name.
+    """An attack by name, with what it needs and what of the budget it reads.
 
-    `run` is the target of `(model, x, y, *, threat, budget, generator) -> x_adv`, see `iclr18cli.attack.registry`.
+    Args:
+        run: Target of `(model, x, y, *, threat, budget, generator) -> x_adv`, see `iclr18cli.attack.registry`.
+        norms: Norms of the perturbation it offers: "linf", "l2", "l1".
+        kind: "ball": searches the ball of radius eps. "minimal": looks for the nearest error, however far; a point
+            counts as broken if that lies within eps.
+        uses: Fields of `Budget` it reads.
+        targeted: It takes `targets=`, a class per example to reach.
+        gradients: It needs input gradients of the model.
+        classes: Least number of classes of the model.
+        images: It takes inputs (B, C, H, W) only, with that many channels: (1, 3), say; empty: any shape.
+        bounded: It needs a declared range of the inputs.
+        refused: Why it is not offered under this name although it exists, and what to use instead.
     """
 
     name: str
@@ -137,6 +148,14 @@ class AttackSpec:
     summary: str
     norms: tuple[str, ...]
     tasks: tuple[Task, ...] = ("classify",)
+    kind: Literal["ball", "minimal"] = "ball"
+    uses: tuple[str, ...] = ("steps", "restarts", "step_size", "loss")
+    targeted: bool = False
+    gradients: bool = True
+    classes: int = 2
+    images: tuple[int, ...] = ()
+    bounded: bool = False
+    refused: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from iclr18cli.attack.pgd import objective
+from iclr18cli.attack.losses import objective
 from iclr18cli.attack.threat import Loss, Threat
 from iclr18cli.data.tensors import Split, batches
 from iclr18cli.errors import UserError

@@ -6,33 +6,12 @@ B batch · S survivors, the examples not broken yet · X the axes of one input �
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclr18cli.attack.threat import Budget, Loss, Threat, unit
+from iclr18cli.attack.losses import objective
+from iclr18cli.attack.threat import Budget, Threat, unit
 from iclr18cli.errors import UserError
 from iclr18cli.models.modes import evaluating
-
-
-def objective(logits_SK: Tensor, aim_S: Tensor, *, loss: Loss, targeted: bool = False) -> Tensor:
-    """Return what the attack raises, one number per example.
-
-    Cross-entropy of the true class, or the margin max_{j != y} z_j - z_y, which is positive where the prediction is
-    wrong. Targeted, both with the opposite sign for the target class.
-
-    Returns:
-        (S,) values in nats (cross-entropy) or logits (margin).
-
-    Example:
-        >>> objective(torch.tensor([[3.0, 1.0]]), torch.tensor([0]), loss="margin").tolist()
-        [-2.0]
-    """
-    if loss == "cross-entropy":
-        value_S = F.cross_entropy(logits_SK, aim_S, reduction="none")
-    else:
-        own_S = logits_SK.gather(1, aim_S[:, None]).squeeze(1)
-        value_S = logits_SK.scatter(1, aim_S[:, None], -torch.inf).amax(1) - own_S
-    return -value_S if targeted else value_S
 
 
 def steepest(gradient_SX: Tensor, threat: Threat) -> Tensor:
@@ -83,10 +62,11 @@ def pgd(
     threat.admit(x)
     budget = budget or Budget()
     generator = generator or torch.Generator().manual_seed(0)
-    aim = y if targets is None else targets
+    targeted = targets is not None
     # inference_mode(False): under the caller's inference mode enable_grad alone would record nothing.
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-        x_BX, aim_B = x.detach().clone(), aim.detach().clone()
+        x_BX, y_B = x.detach().clone(), y.detach().clone()
+        aim_B = targets.detach().clone() if targets is not None else y_B
         best_BX, best_B = x_BX.clone(), torch.full((len(x_BX),), -torch.inf, dtype=x_BX.dtype, device=x_BX.device)
         index_S = torch.arange(len(x_BX), device=x_BX.device)
         if threat.eps == 0:
@@ -97,7 +77,7 @@ def pgd(
             x_SX = x_BX[index_S]
             z_SX = x_SX if restart == 0 else threat.random(x_SX, generator)
             index_S = _climb(
-                model, x_SX, z_SX, aim_B[index_S], index_S, best_BX, best_B, threat, budget, targets is not None
+                model, x_SX, z_SX, y_B[index_S], aim_B[index_S], index_S, best_BX, best_B, threat, budget, targeted
             )
     return best_BX
 
@@ -106,6 +86,7 @@ def _climb(
     model: nn.Module,
     x_SX: Tensor,
     z_SX: Tensor,
+    y_S: Tensor,
     aim_S: Tensor,
     index_S: Tensor,
     best_BX: Tensor,
@@ -120,7 +101,7 @@ def _climb(
         z_SX = z_SX.detach().requires_grad_(step < budget.steps)
         with torch.set_grad_enabled(step < budget.steps):
             logits_SK = model(z_SX)
-            value_S = objective(logits_SK, aim_S, loss=budget.loss, targeted=targeted)
+            value_S = objective(logits_SK, y_S, loss=budget.loss, targets_S=aim_S if targeted else None)
         broken_S = (logits_SK.argmax(1) == aim_S) == targeted
         better_S = broken_S | (value_S.detach() > best_B[index_S])
         best_BX[index_S[better_S]] = z_SX.detach()[better_S]
@@ -136,7 +117,7 @@ def _climb(
         (gradient_SX,) = torch.autograd.grad(value_S.sum(), z_SX, materialize_grads=True)
         if broken_S.any():
             keep = ~broken_S
-            index_S, aim_S, x_SX, gradient_SX = index_S[keep], aim_S[keep], x_SX[keep], gradient_SX[keep]
+            index_S, y_S, aim_S, x_SX, gradient_SX = (t[keep] for t in (index_S, y_S, aim_S, x_SX, gradient_SX))
             z_SX = z_SX.detach()[keep]
             if len(index_S) == 0:
                 break

@@ -8,9 +8,12 @@ model:      an nn.Module from (B, *shape) to (B, K) logits; in evaluation mode, 
 x:          (B, *shape) float inputs inside `threat.domain`, on the model's device; every one is classified correctly.
 y:          (B,) int64 true classes.
 threat:     `iclr18cli.attack.threat.Threat`: norm, eps and domain (None: all of R^d).
-budget:     `iclr18cli.attack.threat.Budget`: steps, restarts, step_size, loss; what has no use is ignored.
+budget:     `iclr18cli.attack.threat.Budget`; the fields that `AttackSpec.uses` names mean something to the attack.
 generator:  the only source of randomness, on the CPU; the global generators must be left as they were.
-x_adv:      like x, with |x_adv - x| <= eps and inside the domain. That is checked; leaving the threat set is a bug.
+targets:    keyword, only where `AttackSpec.targeted`: (B,) classes to reach; None: any wrong class will do.
+x_adv:      like x and inside the domain. Kind "ball": |x_adv - x| <= eps. Kind "minimal": the nearest misclassified
+            point that was found, x itself where none was; eps may be infinite. Both are checked; leaving the threat
+            set is a bug.
 
 An attack that cannot serve an input (shape, range) raises `UserError` with the reason and what to use instead.
 """

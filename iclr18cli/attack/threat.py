@@ -14,30 +14,38 @@ from torch import Tensor
 
 from iclr18cli.errors import UserError
 
-Norm = Literal["linf", "l2"]
-Loss = Literal["cross-entropy", "margin"]
+Norm = Literal["linf", "l2", "l1"]
+Loss = Literal["cross-entropy", "margin", "dlr"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Say how much an attack may compute and what it climbs.
+    """Say how much an attack may compute and what it climbs. An attack reads the fields that mean something to it.
 
     Args:
         steps: Gradient steps per restart, at least 1.
         restarts: Starts per example, at least 1.
         step_size: Length of a step in the threat's norm; 0: 2.5 * eps / steps (Madry et al. 2018), enough to cross the
             ball and come back.
-        loss: "cross-entropy", or "margin": largest wrong logit minus the right one, which does not saturate.
+        loss: "cross-entropy"; "margin": largest wrong logit minus the right one, which does not saturate; "dlr": the
+            margin in units of the spread of the logits (Croce and Hein 2020), which no rescaling hides.
+        queries: Forward passes per example of an attack without gradients, at least 1.
+        target_classes: Wrong classes a targeted attack tries, the likeliest first, at least 1.
+        searches: Values of its trade-off constant that a minimal-norm attack tries per example, at least 1.
     """
 
     steps: int = 40
     restarts: int = 5
     step_size: float = 0.0
     loss: Loss = "cross-entropy"
+    queries: int = 5000
+    target_classes: int = 9
+    searches: int = 9
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise ValueError(f"steps and restarts must be >= 1; received {self.steps} and {self.restarts}")
+        for name in ("steps", "restarts", "queries", "target_classes", "searches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1; received {name}={getattr(self, name)!r}")
         if not 0 <= self.step_size < float("inf"):
             raise ValueError(f"step_size must be >= 0 and finite; received {self.step_size!r}")
         if self.loss not in get_args(Loss):
@@ -53,8 +61,8 @@ class Threat:
     """The set an adversary may choose from: {z : |z - x| <= eps, lo <= z <= hi}.
 
     Args:
-        norm: "linf" or "l2", over all coordinates of one input.
-        eps: Radius in the units of the inputs, >= 0.
+        norm: "linf", "l2" or "l1", over all coordinates of one input.
+        eps: Radius in the units of the inputs, >= 0; infinite for an attack that looks for the nearest error.
         domain: (lo, hi) that every coordinate stays in; None: all of R^d.
     """
 
@@ -65,8 +73,8 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {get_args(Norm)}; received {self.norm!r}")
-        if not 0 <= self.eps < float("inf"):
-            raise ValueError(f"eps must be >= 0 and finite; received {self.eps!r}")
+        if not self.eps >= 0:
+            raise ValueError(f"eps must be >= 0; received {self.eps!r}")
         if self.domain is not None and not self.domain[0] < self.domain[1]:
             raise ValueError(f"domain must be (lo, hi) with lo < hi; received {self.domain!r}")
 
@@ -82,6 +90,8 @@ class Threat:
         """
         if self.norm == "linf":
             return delta_BX.clamp(-self.eps, self.eps)
+        if self.norm == "l1":
+            return onto_l1_ball(delta_BX, self.eps)
         length = per_example(_norm(delta_BX, "l2"), delta_BX)
         return torch.where(length > self.eps, delta_BX * (self.eps / length), delta_BX)
 
@@ -110,7 +120,13 @@ class Threat:
         if self.norm == "linf":
             delta = (2 * torch.rand(shape, **options) - 1) * self.eps
         else:
-            direction = unit(torch.randn(shape, **options))
+            if self.norm == "l2":
+                direction = unit(torch.randn(shape, **options))
+            else:  # exponentials over their sum are uniform on the simplex
+                size = torch.empty(shape, **{k: v for k, v in options.items() if k != "generator"})
+                size.exponential_(generator=generator)
+                signed = size * (torch.rand(shape, **options) - 0.5).sign()
+                direction = signed / per_example(_norm(signed, "l1"), signed)
             dimension = max(1, x_BX[0].numel()) if len(x_BX) else 1
             radius = torch.rand(shape[:1], **options) ** (1 / dimension) * self.eps
             delta = direction * per_example(radius, direction)
@@ -158,8 +174,8 @@ class Threat:
         unit_roundoff = torch.finfo(x_BX.dtype).eps
         # Coordinates round independently, each by up to half a unit in the last place of the coordinate itself.
         rounding = unit_roundoff * max(x_BX.abs().max().item(), self.eps)
-        if self.norm == "l2":
-            rounding *= x_BX[0].numel() ** 0.5
+        if self.norm != "linf":
+            rounding *= x_BX[0].numel() ** (0.5 if self.norm == "l2" else 1.0)
         worst = distance_B.max().item()
         if not worst <= self.eps * (1 + 1e-6) + rounding:  # also true of NaN
             raise RuntimeError(f"the attack moved an input by {worst!r} in {self.norm}; allowed is eps={self.eps!r}")
@@ -197,4 +213,29 @@ def _norm(delta_BX: Tensor, norm: Norm) -> Tensor:
     flat = delta_BX.flatten(1)
     if flat.shape[1] == 0:
         return flat.new_zeros(len(flat))
-    return flat.abs().amax(1) if norm == "linf" else flat.square().sum(1).sqrt()
+    if norm == "linf":
+        return flat.abs().amax(1)
+    return flat.square().sum(1).sqrt() if norm == "l2" else flat.abs().sum(1)
+
+
+def onto_l1_ball(delta_BX: Tensor, radius: float) -> Tensor:
+    """Return the Euclidean projection onto {|d|_1 <= radius}: every entry shrunk by one threshold per example.
+
+    Duchi et al. (2008), figure 1: with the sizes sorted from large to small, the threshold is that of the last place
+    whose size exceeds it.
+
+    Example:
+        >>> onto_l1_ball(torch.tensor([[3.0, -1.0], [0.2, 0.1]]), 2.0).tolist()
+        [[2.0, -0.0], [0.20000000298023224, 0.10000000149011612]]
+    """
+    size = delta_BX.flatten(1).abs()
+    inside_B = size.sum(1) <= radius
+    if bool(inside_B.all()):
+        return delta_BX
+    sorted_BD = size.sort(dim=1, descending=True).values
+    place = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
+    threshold_BD = (sorted_BD.cumsum(1) - radius) / place
+    last_B = (sorted_BD > threshold_BD).sum(1).clamp(min=1) - 1
+    threshold_B = threshold_BD.gather(1, last_B[:, None]).clamp(min=0)
+    shrunk = (size - threshold_B).clamp(min=0).reshape(delta_BX.shape) * delta_BX.sign()
+    return torch.where(per_example(inside_B, delta_BX), delta_BX, shrunk)

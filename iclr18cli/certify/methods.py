@@ -17,7 +17,7 @@ def wasserstein(config: WassersteinConfig, run: OpenedRun) -> list[Certificate]:
     Raises:
         UserError: an assumption is not met; it says which, and what would meet it.
     """
-    from iclr18cli.certify.wasserstein import certify
+    from iclr18cli.certify.sound import certify
 
     split = run.split(config.split, config.limit)
     with run.progress(None, "certify") as bar:

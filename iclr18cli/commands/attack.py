@@ -40,7 +40,7 @@ def perform(references: list[str], values: dict[str, Any], console: Any) -> Outc
 
     config, settings = configs.layered((AttackConfig, Settings), layers=[("", values)])
     registry.find(config.attack, config.norm)  # a wrong name is told before torch is imported
-    from iclr18cli.attack.evaluate import attack_run
+    from iclr18cli.attack.evaluation import attack_run
 
     options = configs.to_dict(config) | {"seed": settings.seed}
     documents, texts = [], []

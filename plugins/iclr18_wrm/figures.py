@@ -16,7 +16,7 @@ from iclr18_wrm.algorithm import converged_ascent, pgm, transport_cost
 from iclr18_wrm.config import BoundaryConfig, CurvesConfig, TrainConfig
 from iclr18_wrm.evaluate import example_loss, measure, trained_gamma
 from iclr18_wrm.train import fit, network
-from iclr18cli.certify.wasserstein import certify
+from iclr18cli.certify.sound import certify
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split, batches
 from iclr18cli.errors import UserError

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from iclr18cli.attack.pgd import noise, objective, pgd, steepest
+from iclr18cli.attack.losses import objective
+from iclr18cli.attack.pgd import noise, pgd, steepest
 from iclr18cli.attack.threat import Budget, Threat, unit
 from iclr18cli.errors import UserError
 
@@ -269,7 +270,7 @@ def test_the_margin_climbs_where_cross_entropy_is_saturated():
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda: Budget(steps=0), lambda: Budget(restarts=0), lambda: Budget(step_size=-1), lambda: Threat("l1", 1),
+    [lambda: Budget(steps=0), lambda: Budget(restarts=0), lambda: Budget(step_size=-1), lambda: Threat("l3", 1),
      lambda: Threat("l2", -1), lambda: Threat("l2", math.nan), lambda: Threat("l2", 1, (1.0, 0.0))],
 )  # fmt: skip
 def test_impossible_threats_and_budgets_are_refused(wrong):

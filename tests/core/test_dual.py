@@ -22,7 +22,7 @@ from iclr18cli.certify.dual import (
 )
 from iclr18cli.certify.problem import per_example_loss
 from iclr18cli.certify.smoothness import smoothness
-from iclr18cli.certify.wasserstein import certify
+from iclr18cli.certify.sound import certify
 from iclr18cli.errors import UserError
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iclr18cli.attack import registry
 from iclr18cli.attack.config import AttackConfig
-from iclr18cli.attack.evaluate import attack_model, attack_run, curve
+from iclr18cli.attack.evaluation import attack_model, attack_run, curve
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.attack.report import Share, clopper_pearson
 from iclr18cli.attack.threat import Budget, Threat

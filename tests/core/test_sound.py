@@ -16,7 +16,7 @@ from iclr18cli.certify.dual import error_bound, population_margin
 from iclr18cli.certify.ladder import PILOT, default_gammas
 from iclr18cli.certify.problem import per_example_loss
 from iclr18cli.certify.smoothness import smoothness
-from iclr18cli.certify.wasserstein import certify
+from iclr18cli.certify.sound import certify
 from iclr18cli.certify.wording import up
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
