@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[1]
     stdout = sys.stdout
     try:
-        code = app(list(arguments), standalone_mode=False, prog_name="iclr18")
+        code = app(list(arguments), standalone_mode=False, prog_name="iclr18", obj=list(arguments))
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from iclr18cli import launch
 from iclr18cli.errors import ExitCode, UserError
 from iclr18cli.lazy import LazyGroup, Stub
 from iclr18cli.plugin import Technique
@@ -17,6 +18,8 @@ from iclr18cli.plugin import Technique
 ONE_OF = "A path, a name, the beginning of one, or @last."
 RUN = typer.Argument(metavar="RUN", help=ONE_OF)
 RUNS = typer.Argument(metavar="RUN...", help=ONE_OF)
+OPTIONAL_RUN = typer.Argument(metavar="[RUN]", help=ONE_OF)
+OPTIONAL_RUNS = typer.Argument(metavar="[RUN]...", help=ONE_OF)
 
 
 def technique_group(technique: Technique) -> LazyGroup:
@@ -71,7 +74,11 @@ def technique_command(technique: Technique, name: str) -> Any:
 
 
 def argument(name: str, kind: Any, shown: Any) -> inspect.Parameter:
-    """Return a parameter for a required argument, RUN or RUNS."""
+    """Return a parameter for an argument: RUN or RUNS, or their optional forms."""
+    if shown in (OPTIONAL_RUN, OPTIONAL_RUNS):
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, shown]
+        )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, shown])
 
 
@@ -109,9 +116,11 @@ def deliver(ctx: typer.Context, work: Callable[..., Any], given: dict[str, Any])
     """Do a command's work, print its outcome, and end with its exit code."""
     from iclr18cli.console import Console
 
-    console = Console(quiet=given.get("quiet", False), as_json=given.get("json", False))
+    first = launch.place() == 0  # of several processes one talks
+    console = Console(quiet=given.get("quiet", False) or not first, as_json=given.get("json", False))
     outcome = work(console)
-    console.result(outcome.document, outcome.text)
+    if first:
+        console.result(outcome.document, outcome.text)
     if outcome.code != ExitCode.DONE:
         raise typer.Exit(int(outcome.code))
 

@@ -41,7 +41,7 @@ class Field:
     @property
     def flag(self) -> str:
         """The long option: `inner_steps` -> `--inner-steps`."""
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
     @property
     def item(self) -> Any:

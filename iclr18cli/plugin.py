@@ -135,6 +135,7 @@ class AttackSpec:
         kind: "ball": searches the ball of radius eps. "minimal": looks for the nearest error, however far; a point
             counts as broken if that lies within eps.
         uses: Fields of `Budget` it reads.
+        standard: Their usual values for this attack, where they differ from those of `Budget`.
         targeted: It takes `targets=`, a class per example to reach.
         gradients: It needs input gradients of the model.
         classes: Least number of classes of the model.
@@ -150,6 +151,7 @@ class AttackSpec:
     tasks: tuple[Task, ...] = ("classify",)
     kind: Literal["ball", "minimal"] = "ball"
     uses: tuple[str, ...] = ("steps", "restarts", "step_size", "loss")
+    standard: Mapping[str, Any] = field(default_factory=dict)
     targeted: bool = False
     gradients: bool = True
     classes: int = 2

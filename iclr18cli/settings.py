@@ -25,6 +25,15 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankSettings(Settings):
+    """Options of a command whose points can be shared among processes."""
+
+    nproc: Annotated[
+        str, Option("Processes on this machine that share the points; auto: one per GPU.", metavar="N|auto")
+    ] = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings(Settings):
     """Options of any command that makes a run."""
 

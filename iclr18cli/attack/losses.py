@@ -5,6 +5,8 @@ S examples · K classes
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,6 +60,38 @@ def objective(logits_SK: Tensor, y_S: Tensor, *, loss: Loss, targets_S: Tensor |
         return margin(logits_SK, y_S) / (top_SK[:, 0] - top_SK[:, 2] + 1e-12)
     gap_S = _of(logits_SK, targets_S) - _of(logits_SK, y_S)
     return gap_S / (top_SK[:, 0] - (top_SK[:, 2] + top_SK[:, 3]) / 2 + 1e-12)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Say what an attack is after at each of its examples: the value it raises, and when it has won.
+
+    Args:
+        loss: What is raised, see `objective`.
+        y: (S,) true classes.
+        targets: (S,) classes to climb towards; None: away from y.
+        exact: With targets: an example is broken where the target is predicted. False: where any wrong class is; the
+            target only leads the way.
+    """
+
+    loss: Loss
+    y: Tensor
+    targets: Tensor | None = None
+    exact: bool = True
+
+    def value(self, logits_SK: Tensor) -> Tensor:
+        """Return what the attack raises, (S,)."""
+        return objective(logits_SK, self.y, loss=self.loss, targets_S=self.targets)
+
+    def broken(self, logits_SK: Tensor) -> Tensor:
+        """Return where the attack has won, (S,) bool."""
+        predicted_S = logits_SK.argmax(1)
+        return predicted_S == self.targets if self.targets is not None and self.exact else predicted_S != self.y
+
+    def at(self, index_S: Tensor) -> Goal:
+        """Return the goal at some of the examples."""
+        targets_S = None if self.targets is None else self.targets[index_S]
+        return replace(self, y=self.y[index_S], targets=targets_S)
 
 
 def margin(logits_SK: Tensor, aim_S: Tensor) -> Tensor:

@@ -23,10 +23,12 @@ from iclr18cli.models.modes import evaluating
 
 @dataclass(frozen=True)
 class Clean:
-    """Predictions on unattacked points, and the flags seen on the way; both tensors are (N,) bool on the CPU."""
+    """Predictions on unattacked points, and the flags seen on the way; all tensors are (N,) on the CPU."""
 
     correct: Tensor
+    predicted: Tensor
     zero_gradient: Tensor
+    classes: int
     warnings: Sequence[str]
     arithmetic: str
 
@@ -49,7 +51,7 @@ def clean_pass(model: nn.Module, split: Split, *, threat: Threat, loss: Loss, ba
     Raises:
         UserError: Inputs outside the declared range, labels outside the classes, logits of a wrong shape or not finite.
     """
-    correct, zero, probable, drift = [], [], [], 0.0
+    predicted, zero, probable, drift, classes = [], [], [], 0.0, 0
     dtype = torch.float32
     with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
         for first, (x_BX, y_B) in enumerate(batches(split, batch_size)):
@@ -58,13 +60,14 @@ def clean_pass(model: nn.Module, split: Split, *, threat: Threat, loss: Loss, ba
             logits_BK = model(x_BX)
             _check_logits(logits_BK, y_B)
             dtype = logits_BK.dtype
-            correct.append(logits_BK.argmax(1) == y_B)
+            classes = logits_BK.shape[1]
+            predicted.append(logits_BK.argmax(1))
             value_B = objective(logits_BK, y_B, loss=loss)
             if value_B.requires_grad:
                 (gradient_BX,) = torch.autograd.grad(value_B.sum(), x_BX, materialize_grads=True)
                 zero.append(~gradient_BX.flatten(1).any(1))
             else:
-                zero.append(torch.ones_like(correct[-1]))
+                zero.append(torch.ones_like(y_B, dtype=torch.bool))
             logits_BK = logits_BK.detach()
             sums_to_one = (logits_BK.sum(1) - 1).abs().max() < 1e-4
             probable.append(bool(sums_to_one and logits_BK.min() >= 0 and logits_BK.max() <= 1))
@@ -72,7 +75,15 @@ def clean_pass(model: nn.Module, split: Split, *, threat: Threat, loss: Loss, ba
                 with torch.no_grad():
                     drift = (model(x_BX) - logits_BK).abs().max().item()
     zero_N = torch.cat(zero).cpu()
-    return Clean(torch.cat(correct).cpu(), zero_N, _warnings(zero_N, all(probable), drift), str(dtype).split(".")[1])
+    predicted_N = torch.cat(predicted).cpu()
+    return Clean(
+        correct=predicted_N == split.y.cpu(),
+        predicted=predicted_N,
+        zero_gradient=zero_N,
+        classes=classes,
+        warnings=_warnings(zero_N, all(probable), drift),
+        arithmetic=str(dtype).split(".")[1],
+    )
 
 
 def _check_logits(logits_BK: Tensor, y_B: Tensor) -> None:

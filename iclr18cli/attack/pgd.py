@@ -1,6 +1,6 @@
-"""Projected gradient ascent on the input (Madry et al. 2018), and random noise as its baseline.
+"""Projected gradient ascent on the input (Madry et al. 2018), its single step, and random baselines without gradients.
 
-B batch · S survivors, the examples not broken yet · X the axes of one input · K classes
+B batch · S survivors, the examples not broken yet · X the axes of one input · D coordinates · K classes
 """
 
 from __future__ import annotations
@@ -8,16 +8,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from iclr18cli.attack.losses import objective
-from iclr18cli.attack.threat import Budget, Threat, unit
-from iclr18cli.errors import UserError
+from iclr18cli.attack.losses import Goal
+from iclr18cli.attack.survivors import Survivors, climbing, judge, look
+from iclr18cli.attack.threat import Budget, Threat, per_example, unit
 from iclr18cli.models.modes import evaluating
 
+L1_SHARE = 0.01
+"""Share of the coordinates that an l1 step moves, at least one (after SLIDE, Tramèr and Boneh 2019)."""
 
-def steepest(gradient_SX: Tensor, threat: Threat) -> Tensor:
-    """Return the direction of length 1 in the threat's norm that raises the objective fastest; 0 for no gradient."""
+
+def steepest(gradient_SX: Tensor, threat: Threat, z_SX: Tensor | None = None) -> Tensor:
+    """Return a direction of length 1 in the threat's norm that raises the objective fastest; 0 for no gradient.
+
+    linf: the signs of the gradient; l2: the gradient at length 1. l1: the signs at the 1 % of coordinates (at least
+    one) with the largest gradient, of equal size: the fastest of all, the one largest coordinate, would need as many
+    steps as coordinates have to move.
+
+    Args:
+        gradient_SX: (S, *shape) gradients.
+        threat: Norm and domain.
+        z_SX: (S, *shape) where the step starts. l1 then leaves out coordinates that stand at the edge of the domain:
+            a step would be spent on them in vain.
+    """
     gradient_SX = gradient_SX.nan_to_num(0.0, 0.0, 0.0)
-    return gradient_SX.sign() if threat.norm == "linf" else unit(gradient_SX)
+    if threat.norm == "linf":
+        return gradient_SX.sign()
+    if threat.norm == "l2":
+        return unit(gradient_SX)
+    if z_SX is not None and threat.domain is not None:
+        low, high = threat.domain
+        stuck_SX = ((z_SX <= low) & (gradient_SX < 0)) | ((z_SX >= high) & (gradient_SX > 0))
+        gradient_SX = gradient_SX.masked_fill(stuck_SX, 0.0)
+    flat_SD = gradient_SX.flatten(1)
+    place_SK = flat_SD.abs().topk(max(1, round(L1_SHARE * flat_SD.shape[1])), dim=1).indices
+    sign_SK = flat_SD.gather(1, place_SK).sign()
+    size_S1 = sign_SK.abs().sum(1, keepdim=True).clamp(min=1)
+    return torch.zeros_like(flat_SD).scatter(1, place_SK, sign_SK / size_S1).reshape(gradient_SX.shape)
 
 
 def pgd(
@@ -62,67 +88,50 @@ def pgd(
     threat.admit(x)
     budget = budget or Budget()
     generator = generator or torch.Generator().manual_seed(0)
-    targeted = targets is not None
-    # inference_mode(False): under the caller's inference mode enable_grad alone would record nothing.
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(model):
-        x_BX, y_B = x.detach().clone(), y.detach().clone()
-        aim_B = targets.detach().clone() if targets is not None else y_B
-        best_BX, best_B = x_BX.clone(), torch.full((len(x_BX),), -torch.inf, dtype=x_BX.dtype, device=x_BX.device)
-        index_S = torch.arange(len(x_BX), device=x_BX.device)
-        if threat.eps == 0:
-            return best_BX
-        for restart in range(budget.restarts):
-            if len(index_S) == 0:
+    with climbing(model):
+        run = Survivors(x, Goal(budget.loss, y, targets))
+        step_length = budget.step_length(threat.eps)
+        for restart in range(budget.restarts if threat.eps > 0 else 0):
+            if len(run) == 0:
                 break
-            x_SX = x_BX[index_S]
-            z_SX = x_SX if restart == 0 else threat.random(x_SX, generator)
-            index_S = _climb(
-                model, x_SX, z_SX, y_B[index_S], aim_B[index_S], index_S, best_BX, best_B, threat, budget, targeted
-            )
-    return best_BX
+            z_SX = run.x_SX if restart == 0 else threat.random(run.x_SX, generator)
+            for step in range(budget.steps):
+                value_S, broken_S, gradient_SX = look(model, z_SX, run.goal)
+                run.note(z_SX, value_S, broken_S)
+                keep_S = run.thin(step)
+                if keep_S is not None:
+                    z_SX, gradient_SX = z_SX[keep_S], gradient_SX[keep_S]
+                if len(run) == 0:
+                    break
+                z_SX = threat.bring_back(z_SX + step_length * steepest(gradient_SX, threat, z_SX), run.x_SX)
+            else:
+                run.note(z_SX, *judge(model, z_SX, run.goal))
+                run.thin()
+    return run.points()
 
 
-def _climb(
+def fgsm(
     model: nn.Module,
-    x_SX: Tensor,
-    z_SX: Tensor,
-    y_S: Tensor,
-    aim_S: Tensor,
-    index_S: Tensor,
-    best_BX: Tensor,
-    best_B: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *,
     threat: Threat,
-    budget: Budget,
-    targeted: bool,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
+    targets: Tensor | None = None,
 ) -> Tensor:
-    """Run one restart, write better iterates into best_BX and best_B, return the indices of those still unbroken."""
-    step_length = budget.step_length(threat.eps)
-    for step in range(budget.steps + 1):
-        z_SX = z_SX.detach().requires_grad_(step < budget.steps)
-        with torch.set_grad_enabled(step < budget.steps):
-            logits_SK = model(z_SX)
-            value_S = objective(logits_SK, y_S, loss=budget.loss, targets_S=aim_S if targeted else None)
-        broken_S = (logits_SK.argmax(1) == aim_S) == targeted
-        better_S = broken_S | (value_S.detach() > best_B[index_S])
-        best_BX[index_S[better_S]] = z_SX.detach()[better_S]
-        best_B[index_S[better_S]] = value_S.detach()[better_S].to(best_B.dtype)
-        if step == budget.steps:
-            return index_S[~broken_S]
-        if not value_S.requires_grad:
-            raise UserError(
-                "This attack needs gradients, and the model's output has none with respect to its input.",
-                why="a step of the model rounds, detaches or leaves torch",
-                fix="--attack noise, or a straight-through gradient in the model",
-            )
-        (gradient_SX,) = torch.autograd.grad(value_S.sum(), z_SX, materialize_grads=True)
-        if broken_S.any():
-            keep = ~broken_S
-            index_S, y_S, aim_S, x_SX, gradient_SX = (t[keep] for t in (index_S, y_S, aim_S, x_SX, gradient_SX))
-            z_SX = z_SX.detach()[keep]
-            if len(index_S) == 0:
-                break
-        z_SX = threat.bring_back(z_SX.detach() + step_length * steepest(gradient_SX, threat), x_SX)
-    return index_S
+    """Take one steepest step of length eps from x (Goodfellow et al. 2015 for linf), whether or not it helps.
+
+    Args, Returns: As for `pgd`; only the loss of the budget is used, and nothing is random.
+    """
+    threat.admit(x)
+    with climbing(model):
+        x_BX = x.detach().clone()
+        if threat.eps == 0 or len(x) == 0:
+            return x_BX
+        _, broken_B, gradient_BX = look(model, x_BX, Survivors(x, Goal((budget or Budget()).loss, y, targets)).goal)
+        z_BX = threat.bring_back(x_BX + threat.eps * steepest(gradient_BX, threat, x_BX), x_BX)
+        return torch.where(per_example(broken_B, x_BX), x_BX, z_BX)
 
 
 def noise(
@@ -137,8 +146,8 @@ def noise(
     """Try random points of the threat set: what any attack with gradients must beat.
 
     Draws steps * restarts points per example, in turn uniform in the ball and from its extreme points (corners for
-    linf, the sphere for l2), and keeps the first that is misclassified, else the one with the highest loss. Needs no
-    gradient.
+    linf, the sphere for l2, for l1 the points where few coordinates share eps), and keeps the first that is
+    misclassified, else the one with the highest loss. Needs no gradient.
 
     Args, Returns: As for `pgd`.
     """
@@ -146,23 +155,55 @@ def noise(
     budget = budget or Budget()
     generator = generator or torch.Generator().manual_seed(0)
     with torch.no_grad(), evaluating(model):
-        best_BX, best_B = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        index_S = torch.arange(len(x), device=x.device)
-        for draw in range(budget.steps * budget.restarts + 1):
-            x_SX = x[index_S]
-            if draw == 0 or threat.eps == 0:
-                z_SX = x_SX
-            else:
-                z_SX = threat.random(x_SX, generator)
-                if draw % 2 == 0:
-                    z_SX = threat.bring_back(x_SX + threat.eps * steepest(z_SX - x_SX, threat), x_SX)
-            logits_SK = model(z_SX)
-            value_S = objective(logits_SK, y[index_S], loss=budget.loss)
-            broken_S = logits_SK.argmax(1) != y[index_S]
-            better_S = broken_S | (value_S > best_B[index_S])
-            best_BX[index_S[better_S]] = z_SX[better_S]
-            best_B[index_S[better_S]] = value_S[better_S].to(best_B.dtype)
-            index_S = index_S[~broken_S]
-            if len(index_S) == 0 or threat.eps == 0:
+        run = Survivors(x, Goal(budget.loss, y))
+        run.note(x, *judge(model, x, run.goal))
+        for draw in range(1, budget.steps * budget.restarts + 1 if threat.eps > 0 else 1):
+            run.thin()
+            if len(run) == 0:
                 break
-    return best_BX
+            z_SX = threat.random(run.x_SX, generator)
+            if draw % 2 == 0:
+                z_SX = threat.bring_back(run.x_SX + threat.eps * steepest(z_SX - run.x_SX, threat), run.x_SX)
+            run.note(z_SX, *judge(model, z_SX, run.goal))
+    return run.points()
+
+
+def random_search(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    budget: Budget | None = None,
+    generator: torch.Generator | None = None,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """Climb the margin without gradients: a random step is taken if it raises the margin.
+
+    The (1+1) evolution strategy with the 1/5 success rule (Rechenberg 1973): steps are uniform in a ball of the
+    threat's norm around the best point; its radius, eps at first, grows by 1.5 at a success and shrinks by 1.5^(-1/4)
+    at a failure, within [eps / 1000, 2 * eps]. For inputs of few coordinates and models without gradient; on images
+    Square Attack finds far more with as many queries.
+
+    Args, Returns: As for `pgd`; of the budget, `queries` forward passes per example are used, that at x included.
+    """
+    threat.admit(x)
+    budget = budget or Budget()
+    generator = generator or torch.Generator().manual_seed(0)
+    around = Threat(threat.norm, 1.0, None)
+    with torch.no_grad(), evaluating(model):
+        run = Survivors(x, Goal("margin", y, targets))
+        run.note(x, *judge(model, x, run.goal))
+        radius_S = torch.full_like(run.value_S, threat.eps)
+        for query in range(1, budget.queries if threat.eps > 0 else 1):
+            keep_S = run.thin(query)
+            if keep_S is not None:
+                radius_S = radius_S[keep_S]
+            if len(run) == 0:
+                break
+            step_SX = per_example(radius_S, x) * around.random(torch.zeros_like(run.x_SX), generator)
+            z_SX = threat.bring_back(run.best_SX + step_SX, run.x_SX)
+            better_S = run.note(z_SX, *judge(model, z_SX, run.goal))
+            radius_S = radius_S * torch.where(better_S, 1.5, 1.5**-0.25).to(radius_S.dtype)
+            radius_S = radius_S.clamp(threat.eps / 1000, 2 * threat.eps)
+    return run.points()

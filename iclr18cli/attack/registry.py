@@ -20,7 +20,7 @@ An attack that cannot serve an input (shape, range) raises `UserError` with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from iclr18cli.attack.builtin import BUILTIN
@@ -35,33 +35,67 @@ def attacks() -> dict[str, AttackSpec]:
     return {spec.name: spec for spec in (*BUILTIN, *plugins().attacks())}
 
 
-def find(name: str, norm: str, task: str = "classify") -> AttackSpec:
-    """Return the attack of this name if it offers the norm and serves the task.
+def find(
+    name: str,
+    norm: str,
+    task: str = "classify",
+    *,
+    classes: int | None = None,
+    shape: Sequence[int] | None = None,
+    bounded: bool | None = None,
+) -> AttackSpec:
+    """Return the attack of this name if it offers the norm and serves the model.
+
+    Args:
+        name: "pgd", "torchattacks/bim".
+        norm: Of the perturbation.
+        task: Of the model.
+        classes: Number of classes; None: not known.
+        shape: Of one input, without the batch; None: not known.
+        bounded: Whether the inputs have a declared range; None: not known.
 
     Raises:
-        UsageError: Unknown name, or a norm or a task that the attack does not offer.
+        UsageError: Unknown name, an attack that is not offered, or a norm, a task, a number of classes, a shape or
+            inputs without a range that it does not serve.
     """
     known = attacks()
     if name not in known:
         raise UsageError(f"There is no attack '{name}'.", fix=did_you_mean(name, known))
     spec = known[name]
+    if spec.refused:
+        why, _, instead = spec.refused.partition("; instead: ")
+        raise UsageError(f"Attack '{name}' is not offered.", why=why, fix=instead)
+    # Of an attack that fits, our own ones are named: those of torchattacks are many.
+    near = [other for other in known.values() if not other.refused and "/" not in other.name]
+    near = [other for other in near if norm in other.norms and _misfit(other, task, classes, shape, bounded) is None]
+    others = "--attack " + " or ".join(other.name for other in near) if near else ""
     if norm not in spec.norms:
-        others = [other.name for other in known.values() if norm in other.norms and task in other.tasks]
         raise UsageError(
             f"Attack '{name}' does not offer the norm '{norm}'.",
             why=f"it offers {', '.join(spec.norms)}",
-            fix=f"--attack {' or '.join(others)}" if others else f"--norm {spec.norms[0]}",
+            fix=others or f"--norm {spec.norms[0]}",
         )
-    if task not in spec.tasks:
-        others = [other.name for other in known.values() if task in other.tasks and norm in other.norms]
-        raise UsageError(
-            f"Attack '{name}' does not work on models for the task '{task}'.",
-            why=f"it works on: {', '.join(spec.tasks)}",
-            fix=f"--attack {' or '.join(others)}"
-            if others
-            else f"No attack here does; attack a model for: {', '.join(spec.tasks)}.",
-        )
+    misfit = _misfit(spec, task, classes, shape, bounded)
+    if misfit is not None:
+        what, why = misfit
+        raise UsageError(f"Attack '{name}' {what}.", why=why, fix=others or "No attack here fits this model.")
     return spec
+
+
+def _misfit(
+    spec: AttackSpec, task: str, classes: int | None, shape: Sequence[int] | None, bounded: bool | None
+) -> tuple[str, str] | None:
+    """Return what an attack does not do for a model and why, or None if all that is known of the model fits."""
+    if task not in spec.tasks:
+        return f"does not work on models for the task '{task}'", f"it works on: {', '.join(spec.tasks)}"
+    if spec.bounded and bounded is False:
+        return "needs inputs with a declared range", "it clamps every input to that range"
+    if spec.images and shape is not None and (len(shape) != 3 or shape[0] not in spec.images):
+        channels = " or ".join(str(count) for count in spec.images)
+        return f"takes images (C, H, W) with {channels} channels", f"the inputs have shape {tuple(shape)}"
+    if classes is not None and classes < spec.classes:
+        return f"needs {spec.classes} classes", f"the model has {classes}"
+    return None
 
 
 def load(name: str, norm: str, task: str = "classify") -> Callable[..., Any]:

@@ -59,16 +59,21 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackReport:
-    """The result of one attack on one model: an upper bound of robust accuracy, and its limits.
+    """The result of attacks on one model: an upper bound of robust accuracy, and its limits.
 
     Args:
-        attack: Name of the attack.
+        attack: Name of the attack or attacks, as asked for.
         statement: One English sentence with the numbers filled in.
         clean, robust: Shares of correct points before and after; a point wrong before counts as broken.
         per_class: One mapping per class: name, n, clean, robust (correct points).
-        perturbation: Mean and maximum norm over the points the attack broke; empty if it broke none.
+        stages: One mapping per attack, in order: attack, budget, points it was tried on, points it broke, seconds.
+        perturbation: Mean, median and largest norm of the changes that broke a point; empty if none was broken.
+        targeted: aim, and how many points ended in the class aimed at; None for an untargeted evaluation.
         survivors: Positions of the unbroken points in the evaluated sample, ascending.
-        checks: Signs of masked gradients: zero_gradient_share, and what the noise baseline broke in addition.
+        checks: zero_gradient_share, and what the noise baseline broke in addition.
+        diagnosis: Checks for masked gradients with their figures, and whether the number is to be believed; None where
+            it was not asked for.
+        files: Kind -> path of what was written beside the report.
     """
 
     attack: str
@@ -79,12 +84,18 @@ class AttackReport:
     per_class: Sequence[Mapping[str, Any]]
     threat: Mapping[str, Any]
     budget: Mapping[str, Any]
+    stages: Sequence[Mapping[str, Any]]
     sample: Mapping[str, Any]
     perturbation: Mapping[str, float]
+    targeted: Mapping[str, Any] | None = None
     survivors: Sequence[int]
     checks: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: Mapping[str, Any] | None = None
+    diagnosis_text: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     seed: int = 0
+    ranks: int = 1
     device: str = "cpu"
     arithmetic: str = "float32"
     seconds: float = 0.0
@@ -99,9 +110,11 @@ class AttackReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping with its schema name and software versions."""
+        own = asdict(self)
+        del own["diagnosis_text"]
         return {
             "schema": SCHEMA,
-            **asdict(self),
+            **own,
             "clean": self.clean.to_json(),
             "robust": self.robust.to_json(),
             "value": self.value,
@@ -125,8 +138,19 @@ class AttackReport:
             f"95 % interval {100 * low:.2f} to {100 * high:.2f} %)",
         ]
         if self.perturbation:
-            mean, largest = self.perturbation["mean"], self.perturbation["max"]
-            lines.append(f"  moved        {mean:.4g} on average, {largest:.4g} at most ({self.threat['norm']})")
+            p = self.perturbation
+            lines.append(
+                f"  moved        {p['median']:.4g} in the median, {p['mean']:.4g} on average, {p['max']:.4g} at most "
+                f"({self.threat['norm']})"
+            )
+        if self.targeted:
+            lines.append(
+                f"  targeted     {self.targeted['reached']} of {self.targeted['n']} reached the class aimed at"
+            )
+        if len(self.stages) > 1:
+            own = [[s["attack"], s["points"], s["broken"], round(s["seconds"], 2)] for s in self.stages]
+            lines += ["", table(["attack", "tried on", "broke", "seconds"], own), ""]
+        lines += [self.diagnosis_text] if self.diagnosis_text else []
         lines += labelled("warning", self.warnings)
         return "\n".join([*lines, "", table(["class", "n", "clean", "robust"], rows)])
 
@@ -161,16 +185,38 @@ class AttackCurve:
     broken_at: Sequence[float | None]
     threat: Mapping[str, Any]
     budget: Mapping[str, Any]
+    stages: Sequence[Mapping[str, Any]]
     sample: Mapping[str, Any]
     clean: Share
+    files: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     seed: int = 0
+    ranks: int = 1
     device: str = "cpu"
     arithmetic: str = "float32"
     seconds: float = 0.0
     kind: str = "attack-curve"
     verdict: str = "attack"
     subject: str = "model"
+
+    @property
+    def value(self) -> float:
+        """Return robust accuracy at the largest radius."""
+        return self.points[-1].robust.accuracy
+
+    def to_text(self) -> str:
+        """Render the curve for a person: the sentence, what is not claimed, one line per radius, the warnings."""
+        from iclr18cli.console import bold, labelled, table
+
+        rows = []
+        for point in self.points:
+            low, high = clopper_pearson(point.robust.correct, point.robust.n)
+            rows.append([point.eps, point.robust.correct, f"{100 * point.robust.accuracy:.2f} %",
+                         f"{100 * low:.2f} to {100 * high:.2f}"])  # fmt: skip
+        lines = [bold(self.statement), *labelled("not claimed", self.not_claimed)]
+        lines += labelled("warning", self.warnings)
+        heads = [f"eps ({self.threat['norm']})", "robust", "accuracy <= (attack)", "95 % interval"]
+        return "\n".join([*lines, "", table(heads, rows)])
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready mapping with its schema name and software versions."""

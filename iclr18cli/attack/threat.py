@@ -102,9 +102,15 @@ class Threat:
     def bring_back(self, z_BX: Tensor, x_BX: Tensor) -> Tensor:
         """Return points of the threat set near `z`: into the ball first, then into the domain.
 
-        x lies in the domain, so clipping moves each coordinate towards x and never out of the ball.
+        x lies in the domain, so clipping moves each coordinate towards x and never out of the ball. For l1 the point is
+        the nearest of ball and domain together: clipped afterwards, an l1 perturbation of an image would lose most of
+        its length at pixels that cannot move (Croce and Hein 2021).
         """
-        return self.clip(x_BX + self.project(z_BX - x_BX))
+        if self.norm != "l1" or self.domain is None or self.eps == float("inf"):
+            return self.clip(x_BX + self.project(z_BX - x_BX))
+        delta_BX = z_BX - x_BX
+        room_BX = torch.where(delta_BX > 0, self.domain[1] - x_BX, x_BX - self.domain[0])
+        return self.clip(x_BX + onto_l1_ball_in_box(delta_BX, room_BX, self.eps))
 
     def distance(self, z_BX: Tensor, x_BX: Tensor) -> Tensor:
         """Return |z - x| of each example, (B,), in float64 where the device has it."""
@@ -239,3 +245,37 @@ def onto_l1_ball(delta_BX: Tensor, radius: float) -> Tensor:
     threshold_B = threshold_BD.gather(1, last_B[:, None]).clamp(min=0)
     shrunk = (size - threshold_B).clamp(min=0).reshape(delta_BX.shape) * delta_BX.sign()
     return torch.where(per_example(inside_B, delta_BX), delta_BX, shrunk)
+
+
+def onto_l1_ball_in_box(delta_BX: Tensor, room_BX: Tensor, radius: float) -> Tensor:
+    """Return the Euclidean projection onto {|d|_1 <= radius, |d_i| <= room_i}, with d_i of the sign of delta_i.
+
+    Each size becomes clamp(size - threshold, 0, room). Their sum falls with the threshold on straight lines between
+    breaks at size - room, where an entry leaves its bound, and size, where it reaches 0; sorted, they give the
+    threshold at which the sum is the radius (Croce and Hein 2021).
+
+    Args:
+        delta_BX: (B, ...) perturbations.
+        room_BX: (B, ...) how far each coordinate may move in the direction of delta, >= 0.
+        radius: >= 0.
+
+    Example:
+        >>> onto_l1_ball_in_box(torch.tensor([[3.0, -2.0, 0.5]]), torch.tensor([[1.0, 5.0, 5.0]]), 2.0).tolist()
+        [[1.0, -1.0, 0.0]]
+    """
+    size = delta_BX.flatten(1).abs()
+    room = room_BX.flatten(1).clamp(min=0)
+    sum_B = torch.minimum(size, room).sum(1)
+    over_B = sum_B > radius
+    if not bool(over_B.any()):
+        return torch.minimum(size, room).reshape(delta_BX.shape) * delta_BX.sign()
+    breaks, order = torch.cat([(size - room).clamp(min=0), size], 1).sort(1)
+    slope = torch.where(order < size.shape[1], -1, 1).cumsum(1)[:, :-1]
+    gaps = (slope * breaks.diff(dim=1)).cumsum(1)
+    sums = sum_B[:, None] + torch.cat([torch.zeros_like(gaps[:, :1]), gaps], 1)  # at each break; falls
+    last_B1 = ((sums >= radius).sum(1, keepdim=True) - 1).clamp(0, slope.shape[1] - 1)
+    fall = slope.gather(1, last_B1).neg().clamp(min=1)
+    threshold_B1 = breaks.gather(1, last_B1) + (sums.gather(1, last_B1) - radius) / fall
+    threshold_B1 = torch.where(over_B[:, None], threshold_B1.clamp(min=0), torch.zeros_like(threshold_B1))
+    shrunk = torch.minimum((size - threshold_B1).clamp(min=0), room)
+    return shrunk.reshape(delta_BX.shape) * delta_BX.sign()

@@ -22,7 +22,7 @@ from iclr18cli.certify.slopes import plain
 from iclr18cli.errors import UserError
 from iclr18cli.models.layers import Normalize, PadShortcut
 
-__all__ = ["EXACT_SIDE", "Norm", "gram_iteration", "matrix_norm", "operator_norm"]
+__all__ = ["EXACT_SIDE", "METHODS", "Norm", "gram_iteration", "matrix_norm", "operator_norm"]
 
 EXACT_SIDE = 4096
 """Largest Gram matrix whose eigenvalues are computed for one layer (about five seconds on one core)."""
@@ -34,6 +34,19 @@ KNOWN = (
 
 Shape = tuple[int, ...]
 
+METHODS = {
+    "exact": "largest eigenvalue of the Gram matrix of the layer's whole map",
+    "exact, centred": "exact, with the mean row taken off, which no difference of logits sees",
+    "fourier": "largest norm of the kernel's Fourier blocks on a grid where nothing wraps round",
+    "reshaped": "norm of the reshaped kernel times how often windows overlap",
+    "gram": "Gram iteration, from above for any number of steps",
+    "frobenius": "root of the sum of squares of the weights",
+    "separable": "exact, a Kronecker product of two one-dimensional maps",
+    "scale": "exact, a diagonal or a map that only moves and drops entries",
+    "row sums": "exact, largest sum of a row's absolute weights",
+}
+"""What the words in `Norm.method` mean; every one is a bound from above."""
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -41,7 +54,7 @@ class Norm:
 
     Args:
         value: The bound, rounding included.
-        method: exact (all of the layer's matrix), fourier, reshaped, gram, separable, or scale.
+        method: One of `METHODS`.
         output_shape: What the layer makes of one input of the shape asked for, without the batch.
     """
 
@@ -73,6 +86,32 @@ def operator_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int =
         5.0
     """
     shape = tuple(input_shape)
+    admit(layer)
+    match layer:
+        case nn.Linear():
+            return _linear(layer, shape, memory)
+        case nn.Conv2d():
+            return _convolution(layer, shape, memory)
+        case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
+            return _average_pool(layer, shape)
+        case nn.BatchNorm1d() | nn.BatchNorm2d():  # one forward, of their common base
+            return Norm(batch_norm_scale(layer), "scale", shape)
+        case Normalize():
+            return Norm(_outward(float((1 / double(layer.std)).max())), "scale", shape)
+        case PadShortcut():
+            channels, *image = shape
+            return Norm(1.0, "scale", (channels + layer.channels, *(-(-n // layer.stride) for n in image)))
+        case nn.Flatten():
+            return Norm(1.0, "scale", tuple(layer(torch.empty(1, *shape, device="meta")).shape[1:]))
+    return Norm(1.0, "scale", shape)  # Identity and Dropout, in evaluation mode
+
+
+def admit(layer: nn.Module) -> None:
+    """Refuse a layer whose norms are not known.
+
+    Raises:
+        UserError: Its kind is not among `KNOWN`, or a weight is not finite.
+    """
     for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(
@@ -87,23 +126,6 @@ def operator_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int =
             "Dropout, each with torch's own forward and without hooks",
             fix="build the network from these layers, or certify it by another method",
         )
-    match layer:
-        case nn.Linear():
-            return _linear(layer, shape, memory)
-        case nn.Conv2d():
-            return _convolution(layer, shape, memory)
-        case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
-            return _average_pool(layer, shape)
-        case nn.BatchNorm1d() | nn.BatchNorm2d():  # one forward, of their common base
-            return Norm(_batch_norm(layer), "scale", shape)
-        case Normalize():
-            return Norm(_outward(float((1 / double(layer.std)).max())), "scale", shape)
-        case PadShortcut():
-            channels, *image = shape
-            return Norm(1.0, "scale", (channels + layer.channels, *(-(-n // layer.stride) for n in image)))
-        case nn.Flatten():
-            return Norm(1.0, "scale", tuple(layer(torch.empty(1, *shape, device="meta")).shape[1:]))
-    return Norm(1.0, "scale", shape)  # Identity and Dropout, in evaluation mode
 
 
 def double(tensor: Tensor) -> Tensor:
@@ -197,7 +219,12 @@ def _pair(value: int | Sequence[int | None] | None) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) or value is None else tuple(value)  # type: ignore[return-value]
 
 
-def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
+def batch_norm_scale(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
+    """Return the largest factor by which a batch normalisation in evaluation mode scales a channel.
+
+    Raises:
+        UserError: It keeps no running statistics.
+    """
     if layer.running_var is None:
         raise UserError(
             f"{type(layer).__name__} without running statistics mixes the examples of a batch, so it has no norm.",

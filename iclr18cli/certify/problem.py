@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.certify.dual import Box, Loss
+from iclr18cli.certify.slopes import SOFTPLUS_THRESHOLD
 from iclr18cli.certify.smoothness import Loss as LossName
 from iclr18cli.certify.smoothness import Smoothness
 from iclr18cli.data.tensors import Split
@@ -68,10 +69,14 @@ def per_example_loss(model: nn.Module, loss: LossName) -> Callable[[Tensor, Tens
 
 
 def exact_copy(model: nn.Module) -> nn.Module:
-    """Return a float64 copy in evaluation mode without parameter gradients, with softplus free of its jump."""
+    """Return a float64 copy in evaluation mode without parameter gradients, with softplus free of its jump.
+
+    A softplus whose jump is larger than rounding keeps it, so that it is refused where bounds are wanted. No activation
+    of the copy works in place: a bound may need what went in.
+    """
     double = copy.deepcopy(model).double().eval().requires_grad_(False)
     for module in double.modules():
-        if isinstance(module, nn.Softplus):
+        if isinstance(module, nn.Softplus) and module.threshold >= SOFTPLUS_THRESHOLD:
             module.threshold = max(module.threshold, 40.0)
     return double
 

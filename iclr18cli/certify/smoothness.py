@@ -15,12 +15,14 @@ from typing import Literal
 import torch
 from torch import nn
 
+from iclr18cli.certify.infinity_norms import infinity_norm
 from iclr18cli.certify.norms import Norm, double, matrix_norm, operator_norm
 from iclr18cli.certify.slopes import plain, slopes
 from iclr18cli.errors import UserError
-from iclr18cli.models.layers import Residual
+from iclr18cli.models.layers import GroupSort, Residual
 
 Loss = Literal["cross-entropy", "error-probability"]
+InputNorm = Literal["l2", "linf"]
 Shape = tuple[int, ...]
 
 HEADS: dict[str, tuple[float, float]] = {
@@ -62,9 +64,14 @@ class Smoothness:
 
 @dataclass
 class _Walk:
-    """What is known of the part of the network already walked: (K, L) and the shape of its output."""
+    """What is known of the part of the network already walked: (K, L) and the shape of its output.
+
+    With the norm linf only K means something: it bounds the map from and to infinity-norms.
+    """
 
     shape: Shape
+    memory: int = 2**31
+    norm: InputNorm = "l2"
     K: float = 1.0
     L: float = 0.0
     norms: list[tuple[str, Norm]] = field(default_factory=list)
@@ -84,8 +91,8 @@ def smoothness(
     rows taken off; for two classes that makes logistic regression exact, L = |w|^2 / 4.
 
     Args:
-        model: Nested Sequentials of affine layers (see `operator_norm`), activations (see `slopes`), MaxPool2d and
-            Residual; treated as in evaluation mode, parameters untouched.
+        model: Nested Sequentials of affine layers (see `operator_norm`), activations (see `slopes`), GroupSort,
+            MaxPool2d and Residual; treated as in evaluation mode, parameters untouched.
         input_shape: Shape of one input, without the batch.
         loss: "cross-entropy" in nats or "error-probability", 1 - p_y.
         memory: Bytes the matrices of one layer may take.
@@ -102,9 +109,9 @@ def smoothness(
     """
     if loss not in HEADS:
         raise ValueError(f"loss must be one of {', '.join(HEADS)}; received loss={loss!r}")
-    walk = _Walk(tuple(input_shape))
+    walk = _Walk(tuple(input_shape), memory)
     with torch.no_grad():
-        _visit(model, "", walk, memory, last=True)
+        _visit(model, "", walk, last=True)
     slope, curvature = HEADS[loss]
     K_logits, L_logits = walk.K, walk.L
     walk.compose(slope, curvature)
@@ -120,19 +127,83 @@ def smoothness(
     )
 
 
-def _visit(module: nn.Module, path: str, walk: _Walk, memory: int, *, last: bool = False) -> None:
+@dataclass(frozen=True)
+class Chain:
+    """A chain of modules: (constant, output shape) of its first 0, 1, 2, ... modules, and the norms of its layers."""
+
+    after: list[tuple[float, Shape]]
+    norms: list[tuple[str, Norm]]
+
+    @property
+    def constant(self) -> float:
+        """Return the Lipschitz constant of the whole chain."""
+        return self.after[-1][0]
+
+    @property
+    def shape(self) -> Shape:
+        """Return the shape of the chain's output, without the batch."""
+        return self.after[-1][1]
+
+
+def chain_constant(
+    modules: Sequence[tuple[str, nn.Module]],
+    input_shape: Sequence[int],
+    *,
+    norm: InputNorm = "l2",
+    memory: int = 2**31,
+) -> Chain:
+    """Bound |f(x) - f(x')| / |x - x'| for a chain of modules, both measured in the 2-norm or both in the infinity-norm.
+
+    Args:
+        modules: (path, module) in order; the kinds that `smoothness` can walk. Empty: the identity, K = 1.
+        input_shape: Shape of one input, without the batch.
+        norm: "l2" or "linf".
+        memory: Bytes the matrices of one layer may take.
+
+    Raises:
+        UserError: A module has no known constant.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> [round(chain_constant([("0", layer)], (2,), norm=norm).K, 9) for norm in ("l2", "linf")]
+        [5.0, 7.0]
+    """
+    walk = _Walk(tuple(input_shape), memory, norm)
+    after = [(walk.K, walk.shape)]
+    with torch.no_grad():
+        for path, module in modules:
+            _visit(module, path, walk)
+            after.append((walk.K, walk.shape))
+    return Chain(after, walk.norms)
+
+
+def layers_of(module: nn.Module, path: str = "") -> list[tuple[str, nn.Module]]:
+    """Return (path, module) of a network in order, nested Sequentials opened."""
+    if not (isinstance(module, nn.Sequential) and plain(module, (nn.Sequential,))):
+        return [(path, module)]
+    # Not named_children(): that leaves out a module that comes twice.
+    children = [(name, child) for name, child in module._modules.items() if child is not None]
+    return [found for name, child in children for found in layers_of(child, f"{path}.{name}" if path else name)]
+
+
+def _visit(module: nn.Module, path: str, walk: _Walk, *, last: bool = False) -> None:
     """Walk one module; `last` while nothing comes after it."""
     if isinstance(module, nn.Sequential) and plain(module, (nn.Sequential,)):
-        children = list(module.named_children())
-        for position, (name, child) in enumerate(children):
-            inner = f"{path}.{name}" if path else name
-            _visit(child, inner, walk, memory, last=last and position == len(children) - 1)
+        children = layers_of(module, path)
+        for position, (inner, child) in enumerate(children):
+            _visit(child, inner, walk, last=last and position == len(children) - 1)
         return
     if isinstance(module, Residual) and plain(module, (Residual,)):
-        _add(module, path, walk, memory)
+        _add(module, path, walk)
         return
     if isinstance(module, nn.MaxPool2d) and plain(module, (nn.MaxPool2d,)):
         _max_pool(module, walk)
+        return
+    if isinstance(module, GroupSort) and plain(module, (GroupSort,)):
+        module.check(walk.shape[0])
+        walk.kinks.append("GroupSort is not differentiable where two channels of a group are equal")
+        walk.compose(1.0, 0.0)
         return
     constants = slopes(module)
     if constants is not None:
@@ -145,8 +216,9 @@ def _visit(module: nn.Module, path: str, walk: _Walk, memory: int, *, last: bool
             walk.kinks.append(kink)
         walk.compose(slope, curvature or 0.0)
         return
+    bound = operator_norm if walk.norm == "l2" else infinity_norm
     try:
-        norm = operator_norm(module, walk.shape, memory=memory)
+        norm = bound(module, walk.shape, memory=walk.memory)
     except UserError as error:
         raise UserError(
             f"No Lipschitz constant is known for layer '{path or type(module).__name__}' ({type(module).__name__}).",
@@ -161,12 +233,12 @@ def _visit(module: nn.Module, path: str, walk: _Walk, memory: int, *, last: bool
     walk.compose(norm.value, 0.0)
 
 
-def _add(module: Residual, path: str, walk: _Walk, memory: int) -> None:
+def _add(module: Residual, path: str, walk: _Walk) -> None:
     """Walk both branches from the same input: (K_f + K_g, L_f + L_g)."""
     branches = []
     for name, branch in (("block", module.block), ("shortcut", module.shortcut)):
-        inner = _Walk(walk.shape, norms=walk.norms, kinks=walk.kinks)
-        _visit(branch, f"{path}.{name}", inner, memory)
+        inner = _Walk(walk.shape, walk.memory, walk.norm, norms=walk.norms, kinks=walk.kinks)
+        _visit(branch, f"{path}.{name}", inner)
         branches.append(inner)
     walk.shape = branches[0].shape
     walk.compose(sum(b.K for b in branches), sum(b.L for b in branches))
@@ -182,4 +254,5 @@ def _max_pool(module: nn.MaxPool2d, walk: _Walk) -> None:
     )
     walk.shape = tuple(module(torch.empty(1, *walk.shape, device="meta")).shape[1:])
     walk.kinks.append("MaxPool2d is not differentiable where two pixels of a window are equal")
-    walk.compose(math.sqrt(math.prod(multiplicity(size, stride, dilation, walk.shape[1:]))), 0.0)
+    overlap = math.prod(multiplicity(size, stride, dilation, walk.shape[1:])) if walk.norm == "l2" else 1
+    walk.compose(math.sqrt(overlap), 0.0)

@@ -1,18 +1,25 @@
-"""`iclr18 attack RUN…`."""
+"""`iclr18 attack RUN…`, `iclr18 attack --model PKG.MODULE:FACTORY …`."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import typer
 
 from iclr18cli import config as configs
+from iclr18cli import launch
 from iclr18cli.attack.config import AttackConfig
+from iclr18cli.attack.registry import attacks
+from iclr18cli.attack.stages import AUTOATTACK
 from iclr18cli.call import Outcome
-from iclr18cli.command import RUNS, argument, deliver, on_command_line, typer_command
-from iclr18cli.execute import open_runs
-from iclr18cli.settings import Settings
+from iclr18cli.command import OPTIONAL_RUNS, argument, deliver, on_command_line, typer_command
+from iclr18cli.settings import RankSettings
+from iclr18cli.subject import OwnModelOptions
+
+CLASSES = (AttackConfig, OwnModelOptions, RankSettings)
+TORCHATTACKS = "torchattacks/"
 
 
 def app() -> Any:
@@ -20,40 +27,100 @@ def app() -> Any:
 
     def attack(ctx: typer.Context, /, **given: Any) -> None:
         flags = {name: value for name, value in given.items() if on_command_line(ctx, name)}
-        values = configs.explicit(AttackConfig, flags) | configs.explicit(Settings, flags)
-        deliver(ctx, lambda console: perform(given["runs"], values, console), given)
+        values = {k: v for cls in CLASSES for k, v in configs.explicit(cls, flags).items()}
+        references = list(given["runs"] or ())
+        deliver(ctx, lambda console: perform(references, values, console, argv=ctx.obj or ()), given)
 
-    runs = argument("runs", list[str], RUNS)
-    shared = configs.parameters(Settings, panel="Run")
-    help_text = (
-        "Try to break a run's predictions: an upper bound of its robust accuracy.\n\nSeveral runs make one table."
-    )
-    return typer_command(
-        attack, "attack", [runs, *configs.parameters(AttackConfig, panel="Attack"), *shared], help_text=help_text
-    )
+    runs = argument("runs", list[str], OPTIONAL_RUNS)
+    panels = zip(CLASSES, ("Attack", "Your own model", "Run"), strict=True)
+    options = [made for cls, panel in panels for made in configs.parameters(cls, panel=panel)]
+    return typer_command(attack, "attack", [runs, *options], help_text=help_text())
 
 
-def perform(references: list[str], values: dict[str, Any], console: Any) -> Outcome:
-    """Attack runs one after the other, keep each report with its run, and set them side by side."""
-    from iclr18cli.attack import registry
+def help_text() -> str:
+    """Return the command's help: what it does, and every attack by name with the norms it offers."""
+    known = [spec for spec in attacks().values() if not spec.refused]
+    own = [f"{s.name} ({', '.join(s.norms)}): {s.summary}" for s in known if not s.name.startswith(TORCHATTACKS)]
+    foreign = [s.name.removeprefix(TORCHATTACKS) for s in known if s.name.startswith(TORCHATTACKS)]
+    suite = f"{AUTOATTACK}: apgd, apgd-t, fab-t and square with the standard budget, each on what the last left."
+    parts = [
+        "Try to break predictions: an upper bound of robust accuracy.",
+        "Name runs, or your own model by --model; several make one table. An evaluation that is interrupted goes on "
+        "where it stopped when the same command is given again.",
+        *own,
+        suite,
+        f"{TORCHATTACKS}NAME with NAME one of {', '.join(foreign)}." if foreign else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def perform(references: Sequence[str], values: dict[str, Any], console: Any, *, argv: Sequence[str] = ()) -> Outcome:
+    """Attack runs and own models one after the other, keep each report, and set them side by side."""
+    config, own, settings = configs.layered(CLASSES, layers=[("", values)])
+    config.check()  # wrong names and options are told before torch is imported
+    own.check(references)
+    ranks = launch.wanted(settings.nproc)
+    if ranks > 1 and not launch.started():
+        from iclr18cli.models.own import subjects
+
+        for subject in subjects(references, own, settings, console):
+            _ = subject.card  # what is missing is told once, not by every rank
+        raise typer.Exit(launch.spawn(ranks, argv, tell=console.warn))
+    with launch.joined():
+        return _attacked(references, config, own, settings, console)
+
+
+def _attacked(references: Sequence[str], config: Any, own: Any, settings: Any, console: Any) -> Outcome:
+    from iclr18cli.attack import pictures
+    from iclr18cli.attack.runs import attack_run, keep_files
     from iclr18cli.console import plain, table
-
-    config, settings = configs.layered((AttackConfig, Settings), layers=[("", values)])
-    registry.find(config.attack, config.norm)  # a wrong name is told before torch is imported
-    from iclr18cli.attack.evaluation import attack_run
+    from iclr18cli.execute import open_runs
+    from iclr18cli.models.doubts import joined
+    from iclr18cli.models.own import subjects
+    from iclr18cli.run.atomic import digest, write_json
 
     options = configs.to_dict(config) | {"seed": settings.seed}
-    documents, texts = [], []
-    for run in open_runs(references, settings, console):
-        points = len(run.split(config.split, config.limit))
-        with console.progress(points, f"attack {run.path.name}") as bar:
-            report = attack_run(run, **dataclasses.asdict(config), progress=bar.advance)
-        document = {"run": str(run.path), "options": options, **plain(report.to_json())}
-        document["file"] = str(run.directory.write_result("attack", document, options))
+    source = open_runs([config.from_], settings, console)[0].model() if config.from_ else None
+    documents, texts, reports = [], [], {}
+    for subject in subjects(references, own, settings, console):
+        work = len(subject.split(config.split, config.limit)) * max(1, len(config.check()))
+        with console.progress(work // launch.world().size, f"attack {subject.label}") as bar:
+            evaluated = attack_run(subject, config, source=source, progress=bar.advance)
+        if evaluated.resumed:
+            console.hint(f"resumed  {evaluated.resumed} batches were done already")
+        if launch.world().rank:
+            continue
+        named = options | {"dataset": own.dataset} if own.dataset else options
+        stem = f"{config.name.replace('/', '-').replace(',', '+')}-{digest({'options': named})[:8]}"
+        files = keep_files(subject, config, evaluated, stem)
+        report = evaluated.report
+        report = replace(report, files=files, warnings=joined(subject.warnings, report.warnings))
+        document = {"run": str(subject.path) if subject.path else None, "model": subject.label, "options": named,
+                    **plain(report.to_json())}  # fmt: skip
+        place = subject.keep("attack", f"{stem}.json")
+        if place is not None:
+            document["file"] = str(write_json(place, document))
         documents.append(document)
-        texts.append(f"{report.to_text()}\nsaved  {document['file']}")
+        reports[subject.label] = report
+        saved = [*files.values(), *([document["file"]] if place else [])]
+        texts.append("\n".join([report.to_text(), "", *(f"saved  {path}" for path in saved)]).rstrip())
+    if launch.world().rank:
+        return Outcome({}, "")
     if len(documents) == 1:
         return Outcome(documents[0], texts[0], value=documents[0])
-    rows = [[d["run"], d["clean"]["accuracy"], d["robust"]["accuracy"], d["sample"]["n"]] for d in documents]
-    text = "\n\n".join([*texts, table(["run", "clean accuracy", "robust accuracy (attack)", "n"], rows)])
+    if config.sweep:
+        rows = [[d["model"], *[p["accuracy"] for p in d["points"]]] for d in documents]
+        heads = ["model", *[f"eps {p['eps']:.4g}" for p in documents[0]["points"]]]
+        subject = subjects(references, own, settings, console)[0]
+        place = subject.keep("plots", "attack-curves.png")
+        if place is not None:
+            texts.append(f"saved  {pictures.save(pictures.curves(reports), place)}")
+    else:
+        rows = [
+            [d["model"], d["clean"]["accuracy"], d["robust"]["accuracy"], d["perturbation"].get("median"),
+             d["sample"]["n"], "" if d["diagnosis"] is None else ("yes" if d["diagnosis"]["believable"] else "NO")]
+            for d in documents
+        ]  # fmt: skip
+        heads = ["model", "clean accuracy", "robust accuracy (attack)", "median change", "n", "believable"]
+    text = "\n\n".join([*texts, table(heads, rows)])
     return Outcome({"runs": documents}, text, value=documents)

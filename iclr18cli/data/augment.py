@@ -82,3 +82,21 @@ class CropAndFlip:
         if self.padding:
             x_BCHW = random_crop(x_BCHW, padding=self.padding, generator=generator)
         return random_flip(x_BCHW, generator=generator) if self.flip else x_BCHW
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Add N(0, sigma^2) to every coordinate, as a callable `(x, generator) -> x`; nothing is clipped.
+
+    What the base model of randomized smoothing is trained with (Cohen et al. 2019, section 3.3).
+
+    Args:
+        sigma: Standard deviation in the unit of the input, >= 0.
+    """
+
+    sigma: float
+
+    def __call__(self, x_BX: Tensor, generator: Generator) -> Tensor:
+        """Return the noisy batch; the input is left as it is."""
+        noise_BX = torch.randn(x_BX.shape, generator=generator, device=generator.device, dtype=x_BX.dtype)
+        return x_BX + self.sigma * noise_BX.to(x_BX.device)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from torch import nn
 
 from iclr18cli.errors import UsageError, did_you_mean
+from iclr18cli.models.layers import GroupSort
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {
@@ -21,6 +22,8 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "sigmoid": nn.Sigmoid,
         "silu": nn.SiLU,
         "gelu": nn.GELU,
+        "maxmin": lambda: GroupSort(2),  # even widths only
+        "groupsort": lambda: GroupSort(4),  # widths that are multiples of 4
     }
 )
 
@@ -29,11 +32,12 @@ def activation(name: str) -> nn.Module:
     """Return a new activation module by name.
 
     Args:
-        name: relu, leaky-relu, elu, softplus, tanh, sigmoid, silu or gelu. All but the first two have a Lipschitz
-            continuous derivative, which sound WRM certificates need.
+        name: relu, leaky-relu, elu, softplus, tanh, sigmoid, silu, gelu, maxmin or groupsort. All but the first two
+            and the last two have a Lipschitz continuous derivative, which sound WRM certificates need. The last two
+            sort channels in groups of 2 and of 4 and keep gradients at their length, for tight Lipschitz bounds.
 
     Returns:
-        A module without parameters that works element by element and not in place.
+        A module without parameters that is not in place; all but the last two work element by element.
 
     Raises:
         UsageError: `name` is none of these.

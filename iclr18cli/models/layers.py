@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iclr18cli.errors import UserError
+
 
 class Normalize(nn.Module):
     """Subtract a mean and divide by a standard deviation, per channel (or per feature of a vector).
@@ -88,6 +90,60 @@ class PadShortcut(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments."""
         return f"stride={self.stride}, channels={self.channels}"
+
+
+class GroupSort(nn.Module):
+    """Sort the channels of each group in descending order: (B, C, *) to (B, C, *).
+
+    Anil, Lucas, Grosse (2019), section 4.1; groups of two are MaxMin. A sort permutes its inputs, so it is 1-Lipschitz
+    in every norm, and where it is differentiable its Jacobian is a permutation: gradients keep their 2-norm, which ReLU
+    does not offer. Not smooth where two channels of a group are equal.
+
+    Args:
+        size: Channels in a group, at least 2.
+
+    Shape:
+        (B, C, *) with C a multiple of `size`; channels that follow each other are one group.
+
+    Raises:
+        ValueError: `size` is below 2.
+
+    Example:
+        >>> GroupSort(2)(torch.tensor([[1.0, 2.0, 4.0, 3.0]])).tolist()
+        [[2.0, 1.0, 4.0, 3.0]]
+    """
+
+    def __init__(self, size: int = 2):
+        super().__init__()
+        if size < 2:
+            raise ValueError(f"size must be >= 2; received size={size!r}")
+        self.size = size
+
+    def check(self, channels: int) -> None:
+        """Refuse a number of channels that cannot be grouped.
+
+        Raises:
+            UserError: It is no multiple of the group's size.
+        """
+        if channels % self.size:
+            raise UserError(
+                f"GroupSort in groups of {self.size} cannot follow a layer {channels} wide.",
+                why=f"{channels} is no multiple of {self.size}",
+                fix=f"use a width that is one, {(channels // self.size + 1) * self.size} for example",
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return every group sorted, the largest first."""
+        self.check(x.shape[1])
+        groups = x.unflatten(1, (-1, self.size))
+        if self.size == 2:  # many times faster than a sort, and the same where no two are equal
+            first, second = groups.unbind(2)
+            return torch.stack([torch.maximum(first, second), torch.minimum(first, second)], 2).flatten(1, 2)
+        return groups.sort(dim=2, descending=True).values.flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        """Show the argument."""
+        return f"size={self.size}"
 
 
 def first_layer(

@@ -52,6 +52,53 @@ def certificate_text(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def certificate_name(document: Mapping[str, Any]) -> str:
+    """Name a certificate on one line: kind, quantity, radius and norm."""
+    within = _within(document["threat"])
+    return f"{document['kind']} certificate, {document['quantity']}{within and ' at ' + within}"
+
+
+def _within(threat: Mapping[str, Any]) -> str:
+    """Say the adversary's budget in a few characters: "l2 0.1" of each point, "rho 0.01" on average."""
+    if threat.get("radius") is None:
+        return ""
+    average = threat.get("average", threat.get("average|pointwise") == "average")
+    return f"{'rho' if average else threat.get('norm', '')} {show(threat['radius'])}".strip()
+
+
+def summary_row(method: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one line of the summary of several methods; its keys are part of the schema `iclr18.certify/1`."""
+    threat = document["threat"]
+    return {
+        "method": method,
+        "verdict": document["verdict"],
+        "quantity": document["quantity"],
+        "norm": threat.get("norm"),
+        "radius": threat.get("radius"),
+        "within": _within(threat),
+        "bound": document["bound"],
+        "value": document["value"],
+        "attack": document["empirical"]["value"] if document["empirical"] else None,
+        "vacuous": document["vacuous"],
+        "holds": document["holds"],
+    }
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]], refused: Sequence[str] = ()) -> str:
+    """Lay out the summary of several methods, refused ones last."""
+    sign = {"upper": "<=", "lower": ">=", "equal": "="}
+    lines = [
+        [row["method"], row["verdict"], row["quantity"],
+         row["within"],
+         f"{sign[row['bound']]} {outward(row['value'], row['bound'])}",
+         show(row["attack"]), "VACUOUS" if row["vacuous"] else "", "" if row["holds"] else "CONTRADICTED"]
+        for row in rows
+    ]  # fmt: skip
+    lines += [[name, "does not apply", "", "", "", "", "", ""] for name in refused]
+    heads = ["method", "verdict", "quantity", "within", "value", "attack", "", ""]
+    return table(heads, lines, title="Summary")
+
+
 def outward(value: float | None, bound: str, *, digits: int = 4) -> str:
     """Write a bound with few digits, rounded so that it stays true: an upper one up, a lower one down.
 

@@ -1,4 +1,7 @@
-"""A run opened to measure it: what eval, attack and certify are given. Executes nothing from the run's directory."""
+"""What is measured: a run that was opened, or another subject with a model and data.
+
+Opening a run executes nothing from its directory.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from iclr18cli import device as devices
 from iclr18cli.errors import UserError
+from iclr18cli.run.atomic import cannot_write
 from iclr18cli.run.directory import RunDirectory
 from iclr18cli.run.phases import Progress, no_progress
 from iclr18cli.settings import Settings
@@ -59,7 +63,94 @@ class Workbench:
         return data.take(limit) if limit else data
 
 
-class OpenedRun(Workbench):
+class Subject(Workbench):
+    """What attack and certify look at: a model with its card and its data, a run's or one's own.
+
+    Attributes:
+        label: Its name in tables.
+        directory, path: The run it is from; None for a model that is no run's.
+        technique: The technique that made it; "" for a model that is no run's.
+        warnings: What is odd about the model, one sentence each; known once the card is.
+    """
+
+    label: str = ""
+    directory: RunDirectory | None = None
+    path: Path | None = None
+    technique: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model takes and returns."""
+        raise NotImplementedError
+
+    def model(self) -> nn.Module:
+        """Return the network: on the device, in evaluation mode, without gradients."""
+        raise NotImplementedError
+
+    @property
+    def data(self) -> str:
+        """The data set that is meant where none is named."""
+        return self.card.dataset
+
+    @property
+    def place(self) -> Path | None:
+        """The folder that results are kept in; None: they are not."""
+        return self.path
+
+    def keep(self, kind: str, name: str) -> Path | None:
+        """Return where a file may be written, in a folder that is there; None: nothing is kept.
+
+        Args:
+            kind: "attack", "certify" or "plots".
+            name: Name of the file.
+
+        Raises:
+            UserError: The folder cannot be made.
+        """
+        if self.place is None:
+            return None
+        folder = self.place / kind
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return folder / name
+
+    def split(self, split: str = "test", limit: int = 0, *, dataset: str = "") -> Split:
+        """Return data for the model, on the CPU.
+
+        Args:
+            split: "train" or "test".
+            limit: The first `limit` examples; 0: all.
+            dataset: Another data set than the model's own.
+
+        Raises:
+            UserError: Shape, range or labels are not what the model takes.
+        """
+        from iclr18cli.models.card import check_inputs
+
+        card = self.card
+        data = self.open_split(dataset or self.data, split, limit=limit)
+        if card.dtype == "float32":
+            # All values of a uint8 image are in [0, 1]: one is enough to see the shape.
+            check_inputs(data.inputs(slice(0, 1) if not data.x.is_floating_point() else None), card)
+        if not data.x.is_floating_point() and card.range is not None and not card.range[0] <= 0 < 1 <= card.range[1]:
+            raise UserError(
+                f"The images of '{data.name}' lie in [0, 1], the model takes [{card.range[0]:g}, {card.range[1]:g}].",
+                fix=f"choose the data set the model was trained on ({card.dataset})",
+            )
+        low, high = int(data.y.min()), int(data.y.max())
+        if card.task == "classify" and not 0 <= low <= high < card.classes:
+            raise UserError(
+                f"The labels of '{data.name}' reach from {low} to {high}, the model has {card.classes} classes.",
+                why="labels must lie in 0 .. classes - 1",
+                fix=f"choose the data set the model was trained on ({card.dataset})",
+            )
+        return data
+
+
+class OpenedRun(Subject):
     """A run with its model and data.
 
     Attributes:
@@ -68,10 +159,16 @@ class OpenedRun(Workbench):
         config: What it was trained with.
     """
 
-    def __init__(self, directory: RunDirectory, settings: Settings, *, progress: Progress | None = None):
-        self.directory, self.path = directory, directory.path
-        self.technique: str = directory.info["technique"]
+    directory: RunDirectory
+    path: Path
+
+    def __init__(
+        self, directory: RunDirectory, settings: Settings, *, progress: Progress | None = None, dataset: str = ""
+    ):
+        self.directory, self.path, self.label = directory, directory.path, directory.path.name
+        self.technique = directory.info["technique"]
         self.config = directory.trained_config()
+        self._dataset = dataset
         super().__init__(settings, progress=progress)
 
     @cached_property
@@ -105,37 +202,10 @@ class OpenedRun(Workbench):
         module, _ = open_model(self.path, self.device)
         return module.requires_grad_(False)
 
-    def split(self, split: str = "test", limit: int = 0, *, dataset: str = "") -> Split:
-        """Return data for the model, on the CPU.
-
-        Args:
-            split: "train" or "test".
-            limit: The first `limit` examples; 0: all.
-            dataset: Another data set than the run's own.
-
-        Raises:
-            UserError: Shape, range or labels are not what the model takes.
-        """
-        from iclr18cli.models.card import check_inputs
-
-        card = self.card
-        data = self.open_split(dataset or card.dataset or self.config["dataset"], split, limit=limit)
-        if card.dtype == "float32":
-            # All values of a uint8 image are in [0, 1]: one is enough to see the shape.
-            check_inputs(data.inputs(slice(0, 1) if not data.x.is_floating_point() else None), card)
-        if not data.x.is_floating_point() and card.range is not None and not card.range[0] <= 0 < 1 <= card.range[1]:
-            raise UserError(
-                f"The images of '{data.name}' lie in [0, 1], the model takes [{card.range[0]:g}, {card.range[1]:g}].",
-                fix=f"choose the data set the model was trained on ({card.dataset})",
-            )
-        low, high = int(data.y.min()), int(data.y.max())
-        if card.task == "classify" and not 0 <= low <= high < card.classes:
-            raise UserError(
-                f"The labels of '{data.name}' reach from {low} to {high}, the model has {card.classes} classes.",
-                why="labels must lie in 0 .. classes - 1",
-                fix=f"choose the data set the model was trained on ({card.dataset})",
-            )
-        return data
+    @property
+    def data(self) -> str:
+        """The run's own data set, or the one it was opened with."""
+        return self._dataset or self.card.dataset or self.config["dataset"]
 
     def figure(self, name: str, figure: Any) -> Path:
         """Write a matplotlib figure to plots/NAME.png of the run and return its path."""

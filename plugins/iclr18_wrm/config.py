@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from iclr18cli.plugin import Option
 
-Method = Literal["wrm", "erm", "fgm", "ifgm", "pgm"]
+Method = Literal["wrm", "erm", "fgm", "ifgm", "pgm", "ibp"]
 Cost = Literal["l2", "linf"]
-Activation = Literal["elu", "relu", "softplus", "tanh", "sigmoid", "silu", "gelu"]
+Activation = Literal["elu", "relu", "softplus", "tanh", "sigmoid", "silu", "gelu", "maxmin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,9 @@ class TrainConfig:
     activation: Annotated[Activation, Option("Activation of the network; a sound certificate needs a smooth one.")] = (
         "elu"
     )
-    method: Annotated[Method, Option("Robust training, or one of the paper's baselines.")] = "wrm"
+    method: Annotated[
+        Method, Option("Robust training, one of the paper's baselines, or ibp: training for interval bounds.")
+    ] = "wrm"
     cost: Annotated[Cost, Option("Transport cost: squared 2-norm, or squared infinity-norm (heuristic, A.5.2).")] = "l2"
     gamma: Annotated[float, Option("Penalty on the transport cost, Eq. (2).", above=0)] = 1.0
     inner_steps: Annotated[int, Option("T_adv of Algorithm 1, and steps of IFGM and PGM.", min=1)] = 15
@@ -33,7 +35,7 @@ class TrainConfig:
     ] = "authors"
     inner_step_size: Annotated[float, Option("Inner step of the paper and constant schedules.", above=0)] = 0.1
     eps: Annotated[
-        float | None, Option("2-norm budget of FGM, IFGM, PGM; the paper takes sqrt(rho_hat) of WRM.", min=0)
+        float | None, Option("Budget of FGM, IFGM, PGM (the paper: sqrt(rho_hat) of WRM), radius of ibp.", min=0)
     ] = None
     norm: Annotated[Literal["l2", "linf"], Option("Norm of that budget.")] = "l2"
     label_smoothing: Annotated[
@@ -46,6 +48,16 @@ class TrainConfig:
             above=0,
         ),
     ] = None
+    noise: Annotated[
+        float, Option("Standard deviation of Gaussian noise on the inputs: base models of randomized smoothing.", min=0)
+    ] = 0.0
+    ibp_ramp: Annotated[
+        float, Option("ibp: share of the steps over which the radius grows to eps.", above=0, max=1)
+    ] = 0.5
+    ibp_kappa: Annotated[float, Option("ibp: weight of the clean loss in the end.", min=0, max=1)] = 0.5
+    decay: Annotated[
+        float, Option("Share of the steps, at the end, over which the step size falls to 0.", min=0, max=1)
+    ] = 0.0
     epochs: Annotated[int, Option("Passes over the training data.", min=1)] = 30
     batch_size: Annotated[int, Option("Examples per step.", min=1)] = 128
     learning_rate: Annotated[float, Option("Step size of Adam.", above=0)] = 1e-3

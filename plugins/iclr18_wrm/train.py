@@ -21,7 +21,9 @@ from iclr18_wrm.algorithm import (
 from iclr18_wrm.config import TrainConfig
 from iclr18_wrm.derivatives import Loss
 from iclr18_wrm.evaluate import MEASURED_AFTER_TRAINING, accuracy, measure
+from iclr18_wrm.schedule import Schedule
 from iclr18cli.certify.capping import cap_layers_, capped_layers
+from iclr18cli.data.augment import GaussianNoise
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UsageError
@@ -61,13 +63,18 @@ def fit(net: nn.Module, data: Split, config: TrainConfig, run: Run, *, prefix: s
     optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     run.track(**{f"{prefix}net": net, f"{prefix}optimizer": optimizer})
     capped = capped_layers(net, data.shape) if config.spectral_cap is not None else []
-    scaler = run.scaler
-    for x, y in run.epochs(data, config.epochs, batch_size=config.batch_size):
+    scaler, plan = run.scaler, Schedule.of(config, len(data))
+    augment = GaussianNoise(config.noise) if config.noise else None
+    for x, y in run.epochs(data, config.epochs, batch_size=config.batch_size, augment=augment):
         targets = smooth_labels(y, len(data.classes), amount=config.label_smoothing) if config.label_smoothing else y
+        optimizer.param_groups[0]["lr"] = config.learning_rate * plan.rate(run.step)
         with run.autocast():
             with evaluating(net):
                 z = perturb(config, partial(per_example_loss, net, targets), x)
-            loss = per_example_loss(net, targets, z).mean()  # Danskin: no gradient through z
+            if config.method == "ibp":
+                loss = plan.interval_loss(net, x, y, config, data.range, run.step)
+            else:
+                loss = per_example_loss(net, targets, z).mean()  # Danskin: no gradient through z
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -93,7 +100,7 @@ def perturb(config: TrainConfig, loss: Loss, x: Tensor) -> Tensor:
                 step_size=config.inner_step_size,
                 cost=config.cost,
             )
-        case "erm":
+        case "erm" | "ibp":
             return x
         case "fgm":
             return fgm(loss, x, eps=budget(config), norm=config.norm)
@@ -132,7 +139,7 @@ def check(config: TrainConfig) -> None:
     Raises:
         UsageError: a ball method without a budget.
     """
-    if config.method in ("fgm", "ifgm", "pgm") and config.eps is None:
+    if config.method in ("fgm", "ifgm", "pgm", "ibp") and config.eps is None:
         raise UsageError(
             f"--method {config.method} needs a budget.",
             fix="--eps E; the paper takes sqrt(rho_hat) of the WRM run: see iclr18 wrm eval RUN",

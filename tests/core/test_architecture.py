@@ -21,7 +21,7 @@ HEAVY = {"torch", "numpy", "scipy", "matplotlib", "sklearn", "torchattacks", "PI
 NEVER = {"torchvision", "click", "requests", "dill", "cloudpickle", "joblib"}
 LAYERS = (
     {"errors", "plugin", "console", "time_limit", "health"},
-    {"paths", "settings", "hookspecs", "records"},
+    {"paths", "settings", "subject", "hookspecs", "records"},
     {"manager", "config", "presets", "device", "launch", "lazy"},
     {"run"},
     {"attack", "certify", "report", "text", "compression", "models", "data"},

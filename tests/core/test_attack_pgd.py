@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from iclr18cli.attack.losses import objective
-from iclr18cli.attack.pgd import noise, pgd, steepest
-from iclr18cli.attack.threat import Budget, Threat, unit
+from iclr18cli.attack.pgd import fgsm, noise, pgd, steepest
+from iclr18cli.attack.threat import Budget, Threat, onto_l1_ball, onto_l1_ball_in_box, unit
 from iclr18cli.errors import UserError
 
 
@@ -26,6 +26,10 @@ def linear(weight: Tensor, bias: float = 0.0) -> nn.Linear:
     return net
 
 
+def dual(weight: Tensor, norm: str) -> Tensor:
+    return torch.linalg.vector_norm(weight, {"l2": 2, "linf": 1, "l1": torch.inf}[norm])
+
+
 def curved(seed: int = 0, inputs: int = 6, classes: int = 4) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(inputs, 32), nn.Tanh(), nn.Linear(32, classes)).double()
@@ -35,15 +39,14 @@ def points(n: int, d: int, seed: int = 1) -> Tensor:
     return torch.rand(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 @pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
 def test_pgd_breaks_a_linear_model_exactly_when_eps_exceeds_the_distance_to_its_boundary(norm, loss):
     w = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     net = linear(w, 0.3)
     y = net(x).argmax(1)
-    dual = w.norm() if norm == "l2" else w.abs().sum()  # Hölder: the boundary is |w.x + b| / |w|_dual away
-    distance = (x @ w + 0.3).abs() / dual
+    distance = (x @ w + 0.3).abs() / dual(w, norm)  # Hölder
     for eps in distance.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)).tolist():
         z = pgd(net, x, y, threat=Threat(norm, eps * (1 + 1e-9), None), budget=Budget(steps=20, restarts=1, loss=loss))
         broken = net(z).argmax(1) != y
@@ -55,12 +58,12 @@ def test_pgd_breaks_a_linear_model_exactly_when_eps_exceeds_the_distance_to_its_
 def test_pgd_reaches_the_closed_form_maximum_of_a_linear_margin():
     w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     net, x, y = linear(w, 9.0), torch.zeros(1, 3, dtype=torch.float64), torch.tensor([0])
-    for norm, dual in (("l2", w.norm()), ("linf", w.abs().sum())):
+    for norm in ("l2", "linf", "l1"):
         z = pgd(net, x, y, threat=Threat(norm, 0.7, None), budget=Budget(steps=10, restarts=1, loss="margin"))
-        assert (z @ w).item() == pytest.approx(-0.7 * dual.item(), rel=1e-12)
+        assert (z @ w).item() == pytest.approx(-0.7 * dual(w, norm).item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_the_kept_iterate_is_never_worse_than_the_last_one_nor_than_the_input(norm):
     class Wavy(nn.Module):
         """Class 0 wins everywhere, by a margin with many maxima and minima."""
@@ -77,7 +80,7 @@ def test_the_kept_iterate_is_never_worse_than_the_last_one_nor_than_the_input(no
     for _ in range(steps):
         z.requires_grad_()
         (g,) = torch.autograd.grad(objective(net(z), y, loss="cross-entropy").sum(), z)
-        z = threat.bring_back(z.detach() + 0.5 * steepest(g, threat), x)
+        z = threat.bring_back(z.detach() + 0.5 * steepest(g, threat, z.detach()), x)
     best = pgd(net, x, y, threat=threat, budget=budget)
     loss = lambda p: objective(net(p), y, loss="cross-entropy")
     assert (loss(best) >= loss(z) - 1e-12).all()
@@ -118,7 +121,7 @@ def test_a_zero_or_tiny_gradient_gives_no_nan_and_keeps_its_direction():
     assert steepest(torch.tensor([[math.nan, 2.0]]), Threat("l2", 1.0)).tolist() == [[0.0, 1.0]]
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_a_points_path_does_not_depend_on_its_batch(norm):
     net, x = curved(), points(30, 6)
     y, threat, budget = net(x).argmax(1), Threat(norm, 0.05, (0.0, 1.0)), Budget(steps=10, restarts=1)
@@ -129,12 +132,12 @@ def test_a_points_path_does_not_depend_on_its_batch(norm):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    norm=st.sampled_from(["l2", "linf"]),
+    norm=st.sampled_from(["l2", "linf", "l1"]),
     eps=st.floats(0, 3),
     shape=st.sampled_from([(2,), (5,), (1, 4, 4), (3, 2, 2, 2)]),
     domain=st.sampled_from([None, (0.0, 1.0), (-1.0, 1.0), (-2.5, 0.5)]),
     seed=st.integers(0, 1000),
-    attack=st.sampled_from([pgd, noise]),
+    attack=st.sampled_from([pgd, noise, fgsm]),
 )
 def test_attacks_never_leave_the_ball_or_the_domain(norm, eps, shape, domain, seed, attack):
     draw = torch.Generator().manual_seed(seed)
@@ -160,7 +163,9 @@ def test_random_starts_are_uniform_in_the_ball():
     assert (box.abs() < 1).all(1).double().mean().item() == pytest.approx(0.25, abs=0.015)
 
 
-@pytest.mark.parametrize(("norm", "inside"), [("l2", [0.6, 0.8, 0.0]), ("linf", [1.0, 1.0, 0.0])])
+@pytest.mark.parametrize(
+    ("norm", "inside"), [("l2", [0.6, 0.8, 0.0]), ("linf", [1.0, 1.0, 0.0]), ("l1", [0.0, 1.0, 0.0])]
+)
 def test_projection_has_the_values_worked_out_by_hand(norm, inside):
     threat = Threat(norm, 1.0, None)
     assert threat.project(torch.tensor([[3.0, 4.0, 0.0]]))[0].tolist() == pytest.approx(inside)
@@ -291,11 +296,93 @@ def test_a_model_left_in_training_mode_is_attacked_as_it_predicts(attack):
     assert net[3].training
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
 def test_noise_also_tries_the_extreme_points_of_the_ball(norm):
     w = torch.tensor([1.0, -1.0])
     net, x, y = linear(w, 1.0), torch.zeros(1, 2), torch.tensor([0])
-    reach = 1.0 / (w.norm() if norm == "l2" else w.abs().sum()).item()
-    eps = reach * (1.00001 if norm == "linf" else 1.003)  # what is uniform in the ball all but never lands behind that
+    reach = 1.0 / dual(w, norm).item()
+    eps = reach * (1.003 if norm == "l2" else 1.00001)  # what is uniform in the ball all but never lands behind that
     z = noise(net, x, y, threat=Threat(norm, eps, None), budget=Budget(steps=300, restarts=1))
     assert net(z).argmax(1).item() == 1
+
+
+def test_an_l1_step_moves_the_one_percent_of_coordinates_with_the_largest_gradient_that_can_move():
+    gradient = torch.zeros(1, 300)
+    gradient[0, [3, 50, 120, 299]] = torch.tensor([-4.0, 2.0, 3.0, -1.0])
+    step = steepest(gradient.reshape(1, 3, 100), Threat("l1", 1.0)).flatten()
+    assert step[[3, 50, 120]].tolist() == pytest.approx([-1 / 3, 1 / 3, 1 / 3])
+    assert step.abs().sum().item() == pytest.approx(1)
+    z = torch.full((1, 300), 0.5)
+    z[0, 3], z[0, 50] = 0.0, 1.0  # both at the edge they would be moved over
+    step = steepest(gradient, Threat("l1", 1.0), z)[0]
+    assert step.nonzero().flatten().tolist() == [120, 299]
+    assert step[[120, 299]].tolist() == [0.5, -0.5]
+    assert torch.equal(steepest(gradient, Threat("l1", 1.0, None), z), steepest(gradient, Threat("l1", 1.0)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 10_000), radius=st.floats(0, 6), d=st.integers(1, 12), spread=st.floats(0.05, 3))
+def test_the_projection_onto_l1_ball_and_box_is_that_of_bisection(seed, radius, d, spread):
+    draw = torch.Generator().manual_seed(seed)
+    delta = spread * torch.randn(5, d, generator=draw, dtype=torch.float64)
+    room = torch.rand(5, d, generator=draw, dtype=torch.float64)
+    room = torch.where(torch.rand(5, d, generator=draw) < 0.3, 0.0, room)
+    low, high = torch.zeros(5, 1, dtype=torch.float64), delta.abs().amax(1, keepdim=True)
+    shrink = lambda threshold: torch.minimum((delta.abs() - threshold).clamp(min=0), room)
+    for _ in range(80):  # the multiplier of |d|_1 <= radius
+        middle = (low + high) / 2
+        over = shrink(middle).sum(1, keepdim=True) > radius
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    exact = torch.where(shrink(0).sum(1, keepdim=True) <= radius, shrink(0), shrink(high)) * delta.sign()
+    assert torch.allclose(onto_l1_ball_in_box(delta, room, radius), exact, rtol=0, atol=1e-9)
+    wide = onto_l1_ball_in_box(delta, torch.full_like(room, 1e9), radius)
+    assert torch.allclose(wide, onto_l1_ball(delta, radius), rtol=0, atol=1e-9)
+
+
+def test_an_l1_point_is_brought_back_to_the_nearest_of_ball_and_domain_together():
+    threat, x = Threat("l1", 1.0), torch.tensor([[0.0, 0.5, 0.5]], dtype=torch.float64)
+    # The first coordinate cannot move; clipping after the projection would have spent most of eps on it.
+    z = threat.bring_back(x + torch.tensor([[-5.0, 0.4, -0.3]], dtype=torch.float64), x)
+    assert z.tolist()[0] == pytest.approx([0.0, 0.9, 0.2])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+def test_fgsm_is_one_step_of_length_eps_that_breaks_what_a_linear_model_allows(norm):
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    net, x = linear(w, 0.3), torch.randn(80, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, distance = net(x).argmax(1), (x @ w + 0.3).abs() / dual(w, norm)
+    threat = Threat(norm, distance.median().item() * 1.0001, None)
+    z = fgsm(net, x, y, threat=threat)
+    assert threat.check(z, x).tolist() == pytest.approx([threat.eps] * 80)
+    assert torch.equal(net(z).argmax(1) != y, distance < threat.eps)
+    wrong = fgsm(net, x, 1 - y, threat=threat)
+    assert torch.equal(wrong, x)
+    assert torch.equal(fgsm(net, x, y, threat=threat, targets=1 - y), z)
+    with torch.inference_mode():
+        assert torch.equal(fgsm(net, x.clone(), y.clone(), threat=threat), z)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin", "dlr"])
+def test_targets_are_reached_with_every_loss_as_often_as_they_can_be(loss):
+    torch.manual_seed(0)
+    net, x = nn.Linear(5, 4).double(), points(40, 5)
+    y = net(x).argmax(1)
+    targets = (y + 1) % 4
+    budget = Budget(steps=30, restarts=2, loss=loss)
+    z = pgd(net, x, y, threat=Threat("l2", 9.0, None), budget=budget, targets=targets)
+    assert (net(z).argmax(1) == targets).float().mean() > 0.9
+    near = pgd(net, x, y, threat=Threat("l2", 1e-4, None), budget=budget, targets=targets)
+    assert torch.equal(net(near).argmax(1) == targets, torch.zeros(40, dtype=torch.bool))
+    assert torch.equal(pgd(net, x, y, threat=Threat("l2", 9.0, None), targets=y), x)  # reached already
+
+
+def test_every_step_is_one_pass_and_broken_examples_leave_the_batch():
+    net, x = curved(), points(64, 6)
+    y, sizes = net(x).argmax(1), []
+    hook = net.register_forward_hook(lambda *seen: sizes.append(len(seen[2])))
+    pgd(net, x, y, threat=Threat("linf", 1e-5, None), budget=Budget(steps=10, restarts=2))
+    assert sizes == [64] * 22
+    sizes.clear()
+    pgd(net, x, y, threat=Threat("linf", 2.0, None), budget=Budget(steps=40, restarts=5))
+    hook.remove()
+    assert sum(sizes) < 64 * 20

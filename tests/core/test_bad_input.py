@@ -420,7 +420,7 @@ def test_a_relu_net_gets_s0_that_says_so_and_no_dual_bound(cli, tmp_path):
     for command in (("certify",), ("wrm", "certify")):
         refused(cli(*command, run, "--gamma", "5", "--limit", "20", "--quiet"), ExitCode.USER, "ReLU has a kink")
     assert not (run / "certify").exists()
-    ended = cli("certify", run, "--rho", "0.01", "--limit", "20", "--json", "--quiet")
+    ended = cli("certify", run, "--method", "wasserstein", "--rho", "0.01", "--limit", "20", "--json", "--quiet")
     assert ended.code == 0, ended.err
     (certificate,) = ended.json["certificates"]
     assert certificate["verdict"] == "proven"
