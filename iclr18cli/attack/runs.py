@@ -110,10 +110,10 @@ def keep_files(run: Subject, config: AttackConfig, evaluated: Evaluated, stem: s
     if config.sweep:
         figure = pictures.curves({run.label: evaluated.report})
         note("curve", run.keep("plots", f"attack-{stem}.png"), lambda path: pictures.save(figure, path))
-    if config.save_examples and evaluated.found.points is not None:
-        found, split = evaluated.found, evaluated.split
+    found, split, adversarial = evaluated.found, evaluated.split, evaluated.found.points
+    if config.save_examples and adversarial is not None:
         tensors = {
-            "clean": split.inputs().cpu(), "adversarial": found.points, "label": split.y.cpu(),
+            "clean": split.inputs().cpu(), "adversarial": adversarial, "label": split.y.cpu(),
             "predicted": found.predicted, "robust": found.robust, "nearest": found.nearest,
         }  # fmt: skip
         note("examples", run.keep("attack", f"{stem}-examples.safetensors"),

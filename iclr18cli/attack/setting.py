@@ -26,7 +26,7 @@ from iclr18cli.attack.transfer import transfer_stage
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UsageError
 
-NOISE = {"steps": 10, "restarts": 1}
+NOISE = Budget(steps=10, restarts=1)
 """Random points per survivor of a gradient attack: a point that noise breaks is broken."""
 
 
@@ -140,7 +140,7 @@ def run_stages(at: Setting, threat: Threat, effort: Effort, *, tag: str = "", no
     if noise and threat.eps < torch.inf and all(stage.spec.gradients for stage in at.stages):
         at.noise = True
         search(
-            at.model, at.split, plan("noise", threat.norm), at.found, threat=threat, budgets=[Budget(**NOISE)],
+            at.model, at.split, plan("noise", threat.norm), at.found, threat=threat, budgets=[NOISE],
             seed=effort.seed, batch_size=at.batch_size, parts=at.parts, tag=f"{tag}noise-",
         )  # fmt: skip
 
@@ -165,7 +165,7 @@ def told(at: Setting, found: Found) -> tuple[list[dict[str, Any]], dict[str, Any
     if not at.noise:
         return stages, None
     last = found.stages[-1]
-    return stages, {"draws": NOISE["steps"], "points": last["points"], "broken": last["broken"]}
+    return stages, {"draws": NOISE.steps, "points": last["points"], "broken": last["broken"]}
 
 
 def gathered(at: Setting) -> tuple[Clean, Found]:
@@ -174,22 +174,27 @@ def gathered(at: Setting) -> tuple[Clean, Found]:
     if ranks.size == 1:
         return at.clean, at.found
     n, found = len(at.whole), at.found
-    sides = ("correct", "zero_gradient", "predicted")
     clean = replace(
         at.clean,
-        **{name: of_all_ranks(getattr(at.clean, name), at, n) for name in sides},
+        correct=of_all_ranks(at.clean.correct, at, n),
+        zero_gradient=of_all_ranks(at.clean.zero_gradient, at, n),
+        predicted=of_all_ranks(at.clean.predicted, at, n),
         warnings=list(dict.fromkeys(w for told in ranks.gather(list(at.clean.warnings)) for w in told)),
     )
-    names = ("correct", "robust", "broken_by", "nearest", "predicted", "points")
-    joined = {
-        name: None if getattr(found, name) is None else of_all_ranks(getattr(found, name), at, n) for name in names
-    }
     stages = [
         {"attack": of_rank[0]["attack"], **{k: sum(r[k] for r in of_rank) for k in ("points", "broken")},
          "seconds": max(r["seconds"] for r in of_rank)}
         for of_rank in zip(*ranks.gather(found.stages), strict=True)
     ]  # fmt: skip
-    return clean, Found(**joined, stages=stages)
+    return clean, Found(
+        correct=of_all_ranks(found.correct, at, n),
+        robust=of_all_ranks(found.robust, at, n),
+        broken_by=of_all_ranks(found.broken_by, at, n),
+        nearest=of_all_ranks(found.nearest, at, n),
+        predicted=of_all_ranks(found.predicted, at, n),
+        points=None if found.points is None else of_all_ranks(found.points, at, n),
+        stages=stages,
+    )
 
 
 def of_all_ranks(own: Tensor, at: Setting, n: int) -> Tensor:

@@ -78,6 +78,8 @@ def exact_copy(model: nn.Module) -> nn.Module:
     for module in double.modules():
         if isinstance(module, nn.Softplus) and module.threshold >= SOFTPLUS_THRESHOLD:
             module.threshold = max(module.threshold, 40.0)
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010 - not every module declares it
     return double
 
 

@@ -166,7 +166,7 @@ def chain_constant(
     Example:
         >>> layer = nn.Linear(2, 1)
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
-        >>> [round(chain_constant([("0", layer)], (2,), norm=norm).K, 9) for norm in ("l2", "linf")]
+        >>> [round(chain_constant([("0", layer)], (2,), norm=norm).constant, 9) for norm in ("l2", "linf")]
         [5.0, 7.0]
     """
     walk = _Walk(tuple(input_shape), memory, norm)

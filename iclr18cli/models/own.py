@@ -88,9 +88,6 @@ class OwnModel(Subject):
 
         Args:
             kind, name: As for any subject; a hidden file keeps its name.
-
-        Raises:
-            UserError: The folder cannot be made.
         """
         if name.startswith("."):
             return super().keep(kind, name)

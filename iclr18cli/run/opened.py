@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from iclr18cli import device as devices
 from iclr18cli.errors import UserError
-from iclr18cli.run.atomic import cannot_write
 from iclr18cli.run.directory import RunDirectory
 from iclr18cli.run.phases import Progress, no_progress
 from iclr18cli.settings import Settings
@@ -99,23 +98,13 @@ class Subject(Workbench):
         return self.path
 
     def keep(self, kind: str, name: str) -> Path | None:
-        """Return where a file may be written, in a folder that is there; None: nothing is kept.
+        """Return where a file may be written; its folder is made with the first file. None: nothing is kept.
 
         Args:
             kind: "attack", "certify" or "plots".
             name: Name of the file.
-
-        Raises:
-            UserError: The folder cannot be made.
         """
-        if self.place is None:
-            return None
-        folder = self.place / kind
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        return folder / name
+        return None if self.place is None else self.place / kind / name
 
     def split(self, split: str = "test", limit: int = 0, *, dataset: str = "") -> Split:
         """Return data for the model, on the CPU.

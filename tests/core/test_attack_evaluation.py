@@ -124,7 +124,11 @@ def test_a_point_broken_in_a_small_ball_stays_broken_where_a_larger_ball_fools_t
     split = Split(x=torch.zeros(1, 2), y=torch.tensor([0]), classes=("a", "b"), name="one", split="test", range=None)
     budget = Budget(steps=1, restarts=1)
     alone = attack_model(
-        Island(), split, threat=Threat("linf", 5.0, None), budget=Budget(steps=1, restarts=1, step_size=5)
+        Island(),
+        split,
+        threat=Threat("linf", 5.0, None),
+        budget=Budget(steps=1, restarts=1, step_size=5),
+        diagnose=False,
     )
     assert alone.robust.correct + alone.checks["noise"]["broken"] == 1  # the attack itself steps over the island
     found = curve(Island(), split, norm="linf", radii=[0.07, 5.0], domain=None, budget=budget)

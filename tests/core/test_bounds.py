@@ -201,6 +201,16 @@ def test_crown_refuses_activations_that_are_neither_convex_nor_s_shaped_and_ibp_
         margins(net, x, y, threat=Threat("linf", 0.1), method="crown")
 
 
+def sharp() -> nn.Sequential:
+    """A net whose classes change within the unit cube."""
+    net = dense("relu")
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            layer.weight.data *= 3
+            layer.bias.data -= layer(torch.full((1, layer.in_features), 0.5))[0].detach() / 2
+    return net
+
+
 def points(net: nn.Module, n: int = 40) -> Split:
     x = torch.rand(n, 5, generator=torch.Generator().manual_seed(5))
     y = net(x).argmax(1)
@@ -210,7 +220,7 @@ def points(net: nn.Module, n: int = 40) -> Split:
 
 @pytest.mark.parametrize("method", ["ibp", "crown"])
 def test_a_certificate_counts_wrong_points_as_failures_and_stays_below_the_attack(method):
-    net = dense("relu")
+    net = sharp()
     split = points(net)
     small, large = certify_bounds(net, split, Asked(method=method, eps=(0.001, 0.5)))
     assert small.verdict == "proven"
@@ -226,7 +236,7 @@ def test_a_certificate_counts_wrong_points_as_failures_and_stays_below_the_attac
 
 
 def test_a_wrong_constant_is_caught_by_the_attack_in_the_same_run(monkeypatch):
-    net = dense("relu")
+    net = sharp()
     split = points(net)
     honest = certify_bounds(net, split, Asked(eps=(0.4,)))[0]
     assert honest.holds
@@ -242,7 +252,7 @@ def test_a_wrong_constant_is_caught_by_the_attack_in_the_same_run(monkeypatch):
 
 
 def test_the_points_file_has_a_line_per_point(tmp_path):
-    net = dense("relu")
+    net = sharp()
     certify_bounds(net, points(net), Asked(eps=(0.01,)), record=lambda eps: tmp_path / f"{eps}.tsv")
     heading, *rows = (tmp_path / "0.01.tsv").read_text().splitlines()
     assert heading.split("\t")[:4] == ["index", "label", "correct", "certified"]
@@ -251,7 +261,7 @@ def test_the_points_file_has_a_line_per_point(tmp_path):
 
 
 def test_models_and_flags_come_back_as_they_were():
-    net = dense("relu").train()
+    net = sharp().train()
     before = [p.clone() for p in net.parameters()]
     certify_bounds(net, points(net.eval()), Asked(eps=(0.01,)))
     net.train()
@@ -277,7 +287,7 @@ def test_tightening_by_crown_only_shrinks_the_boxes_of_hidden_layers():
 
 def test_auto_lirpa_agrees_where_it_is_installed():
     package = pytest.importorskip("auto_LiRPA")
-    net = dense("relu")
+    net = sharp()
     x, y, eps = torch.rand(3, 5), torch.tensor([0, 1, 2]), 0.05
     eye = torch.eye(4)
     bounded = package.BoundedModule(net, x)

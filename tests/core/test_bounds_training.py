@@ -20,7 +20,7 @@ def test_at_radius_zero_the_interval_loss_is_the_clean_loss_for_every_weight():
     net, x, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(6, 4), torch.arange(6) % 3
     clean = F.cross_entropy(net(x), y)
     for kappa in (0.0, 0.3, 1.0):
-        assert interval_loss(net, x, y, eps=0.0, kappa=kappa) == pytest.approx(clean.item(), rel=1e-5)
+        assert interval_loss(net, x, y, eps=0.0, kappa=kappa).item() == pytest.approx(clean.item(), rel=1e-5)
 
 
 def test_no_point_of_the_ball_has_a_larger_loss_than_the_bound():

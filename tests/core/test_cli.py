@@ -131,7 +131,7 @@ def test_the_version_is_printed_by_the_program_and_by_the_module():
         (("wrm", "train", "--inner-steps", "many"), "--inner-steps"),
         (("wrm", "train", "--inner-steps", "0"), "equal to 1"),
         (("wrm", "train", "--method", "wmr"), "wrm"), (("wrm", "train", "--seed", "-1"), "--seed"),
-        (("wrm", "train", "surplus"), "surplus"), (("wrm", "eval"), "RUN"), (("attack",), "RUN"),
+        (("wrm", "train", "surplus"), "surplus"), (("wrm", "eval"), "RUN"), (("attack",), "--model"),
         (("attack", "x", "--attack", "pdg"), "Did you mean 'pgd'?"), (("attack", "x", "--norm", "l7"), "l7"),
         (("certify", "x", "--method", "waserstein"), "Did you mean 'wasserstein'?"),
         (("data", "show", "mnst"), "Did you mean 'mnist'?"), (("models", "show", "lenet"), "Did you mean 'lenet5'?"),

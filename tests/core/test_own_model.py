@@ -29,6 +29,7 @@ from iclr18cli.run.start import open_run
 from iclr18cli.settings import Settings, TrainSettings
 from iclr18cli.subject import OwnModelOptions
 from iclr18cli.testing import run_cli
+from iclr18cli.run.atomic import write_json
 
 CPU = Settings(device="cpu")
 MEAN, STD = 0.3, 0.4
@@ -322,10 +323,10 @@ def test_results_go_into_the_folder_that_is_named(folder):
     assert subject.keep("attack", ".parts").name == ".parts"
     others = [own(out="results", **more)[0] for more in ({"normalize": "0,1"}, {"model_args": '{"width": 3}'})]
     assert len({kept, *(other.keep("attack", "x.json") for other in others)}) == 3
-    assert (folder / "results" / "attack").is_dir()
+    assert not (folder / "results").exists()  # made with the first file
     (folder / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
-        own(out="file")[0].keep("plots", "x.png")
+        write_json(own(out="file")[0].keep("plots", "x.json"), {})
 
 
 def test_own_data_come_with_their_own_range_or_the_one_that_is_given(folder):
@@ -373,7 +374,7 @@ def test_an_own_model_and_a_run_with_the_same_weights_get_the_same_report(folder
     from iclr18cli.attack.runs import attack_run
     from iclr18cli.certify.config import WassersteinConfig
     from iclr18cli.certify.methods import wasserstein
-    from iclr18cli.run.opened import OpenedRun
+from iclr18cli.run.opened import OpenedRun
 
     kwargs = {"hidden": [32], "activation": "relu", "mean": [MEAN], "std": [STD]}
     net = build("mlp", **kwargs)

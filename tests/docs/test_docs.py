@@ -107,7 +107,13 @@ def test_every_hook_in_the_docs_exists():
 
 
 def test_the_python_example_of_the_readme_runs(tmp_path):
-    (example,) = blocks(ROOT / "README.md", "python")
+    example, own = blocks(ROOT / "README.md", "python")
+    made = "import torch\nmodel = torch.nn.Linear(8, 4)\nx = torch.rand(20, 8)\ny = model(x).argmax(1)\n"
+    for block in (example, made + own.replace("n=10_000", "n=200")):
+        assert_runs(block, tmp_path)
+
+
+def assert_runs(example, tmp_path):
     ended = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "proven" in ended.stdout
