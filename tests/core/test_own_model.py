@@ -25,11 +25,11 @@ from iclr18cli.models.inspection import inspect
 from iclr18cli.models.layers import Normalize
 from iclr18cli.models.own import OwnModel, subjects
 from iclr18cli.models.registry import build
+from iclr18cli.run.atomic import write_json
 from iclr18cli.run.start import open_run
 from iclr18cli.settings import Settings, TrainSettings
 from iclr18cli.subject import OwnModelOptions
 from iclr18cli.testing import run_cli
-from iclr18cli.run.atomic import write_json
 
 CPU = Settings(device="cpu")
 MEAN, STD = 0.3, 0.4
@@ -374,7 +374,7 @@ def test_an_own_model_and_a_run_with_the_same_weights_get_the_same_report(folder
     from iclr18cli.attack.runs import attack_run
     from iclr18cli.certify.config import WassersteinConfig
     from iclr18cli.certify.methods import wasserstein
-from iclr18cli.run.opened import OpenedRun
+    from iclr18cli.run.opened import OpenedRun
 
     kwargs = {"hidden": [32], "activation": "relu", "mean": [MEAN], "std": [STD]}
     net = build("mlp", **kwargs)
