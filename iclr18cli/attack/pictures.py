@@ -53,15 +53,16 @@ def can_show(split: Split) -> bool:
 
 
 def grid(split: Split, found: Found) -> Figure:
-    """Draw the first broken points in three rows: clean, adversarial, and the difference around grey.
+    """Draw the first broken points (or the nearest errors) in three rows: clean, adversarial, difference around grey.
 
     Args:
         split: Images (N, C, H, W), C 1 or 3.
         found: With the adversarial points kept.
     """
     assert found.points is not None
-    broken = (found.correct & (found.nearest < torch.inf)).nonzero().flatten()[:SHOWN].tolist()
-    shown = broken or list(range(min(SHOWN, len(split))))
+    broken_N, near_N = found.correct & ~found.robust, found.correct & (found.nearest < torch.inf)
+    shown = (broken_N if broken_N.any() else near_N).nonzero().flatten()[:SHOWN].tolist()
+    shown = shown or list(range(min(SHOWN, len(split))))
     figure, axes = new_figure(3, len(shown), size=(1.1 * len(shown) + 0.6, 3.9))
     x = split.inputs(torch.tensor(shown, device=split.x.device)).cpu()
     z = found.points[torch.tensor(shown)]
