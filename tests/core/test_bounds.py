@@ -89,6 +89,19 @@ def test_bounds_contain_every_sampled_output_and_crown_is_never_looser(make, act
         assert (least[2] >= least[1] - 1e-6).all()
 
 
+def test_a_hundred_thousand_outputs_of_twenty_random_nets_lie_between_the_bounds():
+    names = list(ACTIVATIONS)
+    for seed in range(20):
+        net = dense(names[seed % len(names)], seed)
+        x = torch.rand(1, 5, generator=torch.Generator().manual_seed(seed))
+        out = net.double()(corners_and_insides(Threat("linf", 0.2), x.double(), 5000, seed).flatten(0, 1))
+        net.float()
+        for method, intermediate in WAYS:
+            lower, upper = output_bounds(net, x, threat=Threat("linf", 0.2), method=method, intermediate=intermediate)
+            assert (out >= lower).all()
+            assert (out <= upper).all()
+
+
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", float("inf"))])
 def test_one_dense_layer_is_bounded_exactly_by_the_dual_norm(norm, dual):
     torch.manual_seed(0)
