@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -38,9 +38,16 @@ class Expected(nn.Module):
 def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Seed the global generators that a model (or a foreign attack) draws from, and put them back afterwards."""
     cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with seeded(cuda, seed):
+        yield
+
+
+@contextmanager
+def seeded(gpus: Sequence[int], seed: int) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of some GPUs, and put them back afterwards."""
+    with torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed: it also seeds the devices that fork_rng does not save.
         torch.default_generator.manual_seed(seed)
-        for index in cuda:
+        for index in gpus:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield

@@ -5,8 +5,6 @@ N points of the sample
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from iclr18cli.attack.setting import Effort
 from iclr18cli.attack.threat import Threat
 from iclr18cli.certify.result import software
 from iclr18cli.errors import UsageError
+from iclr18cli.run.atomic import digest
 
 if TYPE_CHECKING:
     from iclr18cli.run.opened import Subject
@@ -79,11 +78,10 @@ def attack_run(
     return evaluate_model(model, points, attack=config.name, threat=threat, budget=config.budget, effort=effort)
 
 
-def _parts(run: Subject, config: AttackConfig, digest: str) -> Path | None:
+def _parts(run: Subject, config: AttackConfig, data: str) -> Path | None:
     """Return the folder for finished batches: its name is made from all that their contents depend on."""
-    facts = {"config": repr(config), "data": digest, "model": run.card.sha256, "seed": run.seed, **software()}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return run.keep("attack", f".{key}.parts")
+    facts = {"config": repr(config), "data": data, "model": run.card.sha256, "seed": run.seed, **software()}
+    return run.keep("attack", f".{digest(facts)[:16]}.parts")
 
 
 def keep_files(run: Subject, config: AttackConfig, evaluated: Evaluated, stem: str) -> dict[str, str]:

@@ -49,12 +49,10 @@ class Found:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def before(cls, correct_N: Tensor, predicted_N: Tensor, points: Tensor | None = None) -> Found:
+    def before(cls, correct_N: Tensor, predicted_N: Tensor) -> Found:
         """Return what is known before the first attack."""
         nearest_N = torch.where(correct_N, torch.inf, 0.0).double()
-        return cls(
-            correct_N, correct_N.clone(), torch.full_like(predicted_N, -1), nearest_N, predicted_N.clone(), points
-        )
+        return cls(correct_N, correct_N.clone(), torch.full_like(predicted_N, -1), nearest_N, predicted_N.clone())
 
 
 def search(

@@ -25,6 +25,7 @@ from iclr18cli.attack.threat import Budget, Threat
 from iclr18cli.attack.transfer import transfer_stage
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UsageError
+from iclr18cli.models.modes import device_of
 
 NOISE = Budget(steps=10, restarts=1)
 """Random points per survivor of a gradient attack: a point that noise breaks is broken."""
@@ -65,7 +66,6 @@ class Setting:
     model: nn.Module
     whole: Split
     split: Split
-    index: Tensor
     clean: Clean
     stages: Sequence[Stage]
     budgets: Sequence[Budget]
@@ -91,10 +91,8 @@ def prepare(model: nn.Module, split: Split, attack: str, threat: Threat, budget:
     if effort.eot > 1:
         model = Expected(model, effort.eot)
     ranks = launch.world()
-    anchor = next(iter([*model.parameters(), *model.buffers()]), None)
-    whole = split if anchor is None else split.to(anchor.device)
-    index = torch.arange(ranks.rank, len(split), ranks.size)
-    own = whole if ranks.size == 1 else whole.take(index)
+    whole = split.to(device_of(model, split.x.device))
+    own = whole if ranks.size == 1 else whole.take(torch.arange(ranks.rank, len(split), ranks.size))
     loss = budget.loss if isinstance(budget, Budget) else options.get("loss", "cross-entropy")
     targets = None
     with own_randomness(own.x.device, effort.seed):
@@ -107,7 +105,7 @@ def prepare(model: nn.Module, split: Split, attack: str, threat: Threat, budget:
             targets = choose_targets(model, own, effort.target, clean.classes, batch_size=batch_size, seed=effort.seed)
     budgets = [budget if isinstance(budget, Budget) else Budget(**stage.options) for stage in stages]
     parts = Parts(None if effort.parts is None else effort.parts / f"rank-{ranks.rank}-of-{ranks.size}")
-    at = Setting(model, whole, own, index, clean, stages, budgets, batch_size, targets, parts)
+    at = Setting(model, whole, own, clean, stages, budgets, batch_size, targets, parts)
     if effort.keep_points:
         at.found.points = own.inputs().cpu().clone()
     return at

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from iclr18cli.attack.losses import Goal
+from iclr18cli.attack.randomness import seeded
 from iclr18cli.attack.survivors import Survivors, climbing, judge, look
 from iclr18cli.attack.threat import Budget, Threat, per_example
 from iclr18cli.attack.torchattacks_table import OVERSHOOTS, PREFIX, TABLE, Row, Values
@@ -246,10 +247,7 @@ def _own_randomness(seed: int) -> Iterator[None]:
 
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     before = np.random.get_state()
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for index in gpus:
-            torch.cuda.default_generators[index].manual_seed(seed)
+    with seeded(gpus, seed):
         np.random.seed(seed % 2**32)
         try:
             yield

@@ -108,18 +108,13 @@ class IbpConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrownConfig:
+class CrownConfig(IbpConfig):
     """The same by linear relaxations carried back to the input (CROWN), never looser than interval bounds."""
 
     under_all: ClassVar[Mapping[str, Any]] = MappingProxyType({"limit": 100})
 
-    norm: Annotated[Literal["l2", "linf", "l1"], Option("Norm of the ball.")] = "linf"
-    eps: Annotated[tuple[float, ...], Option("Radii of the balls.", min=0)] = (0.1,)
-    box: Annotated[bool, Option("Adversaries keep to the inputs' declared range.")] = True
     intermediate: Annotated[
         Literal["auto", "ibp", "crown"],
         Option("Bounds of hidden layers; auto: by CROWN for networks of at most 2,000 hidden neurons."),
     ] = "auto"
-    batch_size: Annotated[int, Option("Points per batch; 0: from memory.", min=0)] = 0
     limit: Annotated[int, Option("Certify the first LIMIT examples; 0: all.", min=0)] = 500
-    split: Annotated[str, Option("Split of the data set.", metavar="SPLIT")] = "test"

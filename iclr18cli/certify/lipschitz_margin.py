@@ -22,12 +22,11 @@ from iclr18cli.attack.pgd import pgd, steepest
 from iclr18cli.attack.threat import Budget, Threat, per_example
 from iclr18cli.certify.lipschitz_wording import Broken, Facts, certificate
 from iclr18cli.certify.pair_constants import PairConstants, pair_constants
-from iclr18cli.certify.problem import exact_copy
+from iclr18cli.certify.problem import check_labels, exact_copy
 from iclr18cli.certify.result import Certificate
 from iclr18cli.certify.smoothness import InputNorm
 from iclr18cli.data.tensors import Split
-from iclr18cli.errors import UserError
-from iclr18cli.models.modes import evaluating
+from iclr18cli.models.modes import device_of, evaluating
 
 RADII: dict[str, tuple[float, ...]] = {
     "l2": (36 / 255, 72 / 255, 108 / 255),
@@ -141,7 +140,7 @@ def certify_lipschitz(
     """
     began = time.perf_counter()
     tell = progress or (lambda n: None)
-    device = next((p.device for p in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    device = device_of(model, torch.device("cpu"))
     device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
     x, y = split.to(device).inputs(), split.y.to(device)
     Threat(asked.norm, 0.0, split.range).admit(x)
@@ -203,13 +202,7 @@ def _margins(
 ) -> tuple[Tensor, Tensor, float]:
     """Return certified radii, which points are right, and the largest slack."""
     between_CC = constants.between.to(x.device)
-    low, high = int(y.min()), int(y.max())
-    if not 0 <= low <= high < len(between_CC):
-        raise UserError(
-            f"The labels of '{split.name}' do not fit the model's {len(between_CC)} classes.",
-            why=f"labels range from {low} to {high}",
-            fix="certify on the data set the model was trained for",
-        )
+    check_labels(split, len(between_CC))
     radii, right, largest = [], [], x.new_zeros((), dtype=torch.float64)
     with torch.no_grad():
         for x_BX, y_B in zip(x.split(size), y.split(size), strict=True):

@@ -19,6 +19,7 @@ from iclr18cli.certify.smoothness import Loss as LossName
 from iclr18cli.certify.smoothness import Smoothness
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
+from iclr18cli.models.modes import device_of
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,24 @@ def exact_copy(model: nn.Module) -> nn.Module:
     return double
 
 
+def check_labels(split: Split, classes: int, *, least: int = 1) -> None:
+    """Refuse labels that are no classes of the model.
+
+    Args:
+        least: Classes that the model must have.
+
+    Raises:
+        UserError: The smallest or the largest label is outside 0 .. classes - 1, or there are too few classes.
+    """
+    low, high = int(split.y.min()), int(split.y.max())
+    if classes < least or low < 0 or high >= classes:
+        raise UserError(
+            f"The labels of '{split.name}' do not fit the model's {classes} classes.",
+            why=f"labels range from {low} to {high}",
+            fix="certify on the data set the model was trained for",
+        )
+
+
 def problem_of(
     model: nn.Module,
     split: Split,
@@ -97,7 +116,7 @@ def problem_of(
     Raises:
         UserError: Points lie outside the box, or labels outside the model's classes.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model, torch.device("cpu"))
     if device.type == "mps":  # no float64 there
         model, device = copy.deepcopy(model).cpu(), torch.device("cpu")
     x, y, double = split.inputs().to(device), split.y.to(device), exact_copy(model)
@@ -109,12 +128,7 @@ def problem_of(
         )
     with torch.no_grad():
         classes = double(x[:1].double()).shape[-1]
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise UserError(
-            f"The labels of '{split.name}' do not fit the model's {classes} classes.",
-            why=f"labels range from {int(y.min())} to {int(y.max())}",
-            fix="certify on the data set the model was trained for",
-        )
+    check_labels(split, classes)
     kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     own = per_example_loss(model, loss)
     return Problem(

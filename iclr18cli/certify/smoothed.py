@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.certify.kept_points import KeptPoints
+from iclr18cli.certify.problem import check_labels
 from iclr18cli.certify.randomized import ABSTAIN, Point, certified_radius, certify_point, model_dtype
 from iclr18cli.certify.randomized_attack import contradicted
 from iclr18cli.certify.result import Certificate
 from iclr18cli.certify.smoothed_wording import RADII, Facts, Smoothing, certificate
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
-from iclr18cli.models.modes import evaluating
+from iclr18cli.models.modes import device_of, evaluating
 
 SCHEMA = "iclr18.smoothing/1"
 
@@ -114,8 +115,7 @@ def certify_smoothed(
         As `smoothing`.
     """
     began = time.perf_counter()
-    anchor = next(iter([*model.parameters(), *model.buffers()]), None)
-    x = split.inputs() if anchor is None else split.to(anchor.device).inputs()
+    x = split.to(device_of(model, split.x.device)).inputs()
     y = split.y.cpu()
     with evaluating(model):
         clean, classes = check_points(model, split, x)
@@ -222,10 +222,5 @@ def check_points(model: nn.Module, split: Split, x: Tensor) -> tuple[float, int]
             logits = model(x_BX.to(model_dtype(model, x.dtype)))
             classes = logits.shape[1]
             right += int((logits.argmax(1) == y_B).sum())
-    if classes < 2 or int(split.y.min()) < 0 or int(split.y.max()) >= classes:
-        raise UserError(
-            f"The labels of '{split.name}' do not fit the model's {classes} classes.",
-            why=f"labels range from {int(split.y.min())} to {int(split.y.max())}",
-            fix="certify on the data set the model was trained for",
-        )
+    check_labels(split, classes, least=2)
     return right / len(split), classes

@@ -30,7 +30,7 @@ from iclr18cli.certify.smoothed import check_points
 from iclr18cli.certify.smoothed_shift import WORDS, Facts, Mean, Measure, certificate, mean_bounds
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
-from iclr18cli.models.modes import evaluating
+from iclr18cli.models.modes import device_of, evaluating
 
 LEVEL = 1e-6
 """Probability that chance alone makes one attack look like a contradiction."""
@@ -136,8 +136,7 @@ def wasserstein_smoothing(
             why="the model depends on them, so they are not a fresh sample for it",
             fix="use the test split (`--split test`), or leave --population out",
         )
-    anchor = next(iter([*model.parameters(), *model.buffers()]), None)
-    placed = split if anchor is None else split.to(anchor.device)
+    placed = split.to(device_of(model, split.x.device))
     x, y, n = placed.inputs(), placed.y, len(split)
     with evaluating(model):
         base, classes = check_points(model, split, x)

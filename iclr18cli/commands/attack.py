@@ -79,10 +79,11 @@ def _attacked(references: Sequence[str], config: Any, own: Any, settings: Any, c
     from iclr18cli.models.own import subjects
     from iclr18cli.run.atomic import digest, write_json
 
-    options = configs.to_dict(config) | {"seed": settings.seed}
+    options = configs.to_dict(config) | {"seed": settings.seed} | ({"dataset": own.dataset} if own.dataset else {})
     source = open_runs([config.from_], settings, console)[0].model() if config.from_ else None
     documents, texts, reports = [], [], {}
-    for subject in subjects(references, own, settings, console):
+    named = subjects(references, own, settings, console)
+    for subject in named:
         work = len(subject.split(config.split, config.limit)) * max(1, len(config.check()))
         with console.progress(work // launch.world().size, f"attack {subject.label}") as bar:
             evaluated = attack_run(subject, config, source=source, progress=bar.advance)
@@ -90,12 +91,11 @@ def _attacked(references: Sequence[str], config: Any, own: Any, settings: Any, c
             console.hint(f"resumed  {evaluated.resumed} batches were done already")
         if launch.world().rank:
             continue
-        named = options | {"dataset": own.dataset} if own.dataset else options
-        stem = f"{config.name.replace('/', '-').replace(',', '+')}-{digest({'options': named})[:8]}"
+        stem = f"{config.name.replace('/', '-').replace(',', '+')}-{digest({'options': options})[:8]}"
         files = keep_files(subject, config, evaluated, stem)
         report = evaluated.report
         report = replace(report, files=files, warnings=joined(subject.warnings, report.warnings))
-        document = {"run": str(subject.path) if subject.path else None, "model": subject.label, "options": named,
+        document = {"run": str(subject.path) if subject.path else None, "model": subject.label, "options": options,
                     **plain(report.to_json())}  # fmt: skip
         place = subject.keep("attack", f"{stem}.json")
         if place is not None:
@@ -111,8 +111,7 @@ def _attacked(references: Sequence[str], config: Any, own: Any, settings: Any, c
     if config.sweep:
         rows = [[d["model"], *[p["accuracy"] for p in d["points"]]] for d in documents]
         heads = ["model", *[f"eps {p['eps']:.4g}" for p in documents[0]["points"]]]
-        subject = subjects(references, own, settings, console)[0]
-        place = subject.keep("plots", "attack-curves.png")
+        place = named[0].keep("plots", "attack-curves.png")
         if place is not None:
             texts.append(f"saved  {pictures.save(pictures.curves(reports), place)}")
     else:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
+from iclr18cli.models.modes import device_of
 
 INSPECTED = 128
 """Points a model is tried on before it is measured."""
@@ -68,7 +69,7 @@ def split_of(
                 fix="give raw inputs and put iclr18cli.models.layers.Normalize(mean, std) first in the model; or "
                 "input_range=None",
             )
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), x.device)
+    device = device_of(model, x.device)
     names = tuple(str(label) for label in range(max(classes or 0, int(y.max()) + 1)))
     return Split(x.to(device), y.to(device, torch.int64), names, "tensors", "test", input_range)
 

@@ -1,4 +1,4 @@
-"""Put a model into a mode for a while and give it back exactly as it was."""
+"""Where a model lives, and how it is put into a mode for a while and given back exactly as it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+
+def device_of(module: nn.Module, default: torch.device) -> torch.device:
+    """Return the device of a model's first parameter or buffer; `default` where it has neither."""
+    return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), default)
 
 
 @contextmanager

@@ -17,11 +17,10 @@ from iclr18cli.attack.pgd import pgd
 from iclr18cli.attack.report import clopper_pearson
 from iclr18cli.attack.threat import Budget, Norm, Threat, format_range
 from iclr18cli.certify.bounds import SLACK, Intermediate, Method, margins
-from iclr18cli.certify.problem import exact_copy
+from iclr18cli.certify.problem import check_labels, exact_copy
 from iclr18cli.certify.result import Certificate
 from iclr18cli.data.tensors import Split
-from iclr18cli.errors import UserError
-from iclr18cli.models.modes import evaluating
+from iclr18cli.models.modes import device_of, evaluating
 
 CHUNK = 256
 """Points bounded between two reports of progress."""
@@ -117,7 +116,7 @@ def certify_bounds(
         UserError: A layer has no bounds, inputs lie outside the range, or labels outside the classes.
     """
     tell = progress or (lambda n: None)
-    device = next((p.device for p in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    device = device_of(model, torch.device("cpu"))
     device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
     placed = split.to(device)
     found = []
@@ -137,13 +136,7 @@ def _verified(double: nn.Module, split: Split, threat: Threat, asked: Asked, tel
     began, n = time.perf_counter(), len(split)
     with torch.no_grad():
         classes = int(double(split.inputs(slice(0, 1)).double()).shape[-1])
-    low, high = int(split.y.min()), int(split.y.max())
-    if not 0 <= low <= high < classes:
-        raise UserError(
-            f"The labels of '{split.name}' do not fit the model's {classes} classes.",
-            why=f"labels range from {low} to {high}",
-            fix="certify on the data set the model was trained for",
-        )
+    check_labels(split, classes)
     right, least, broken = [], [], torch.zeros(n, dtype=torch.bool)
     for start in range(0, n, CHUNK):
         part = slice(start, min(start + CHUNK, n))
