@@ -18,7 +18,6 @@ autoattack: the standard version, linf; the reference is PyPI's pyautoattack.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import statistics
 from collections.abc import Callable
@@ -26,25 +25,15 @@ from typing import Any
 
 import measuring
 import torch
+from measuring import peer, trained
 from torch import Tensor, nn
 
 from iclr18cli.attack.evaluation import attack_model
 from iclr18cli.attack.threat import Budget, Threat
-from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split
-from iclr18cli.models.card import open_model
 
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 UNIT = (0.0, 1.0)
-
-
-def peer(name: str) -> Any:
-    """Return a package, or None where it is not installed."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            return None
 
 
 def pgd_attacks(eps: float, steps: int) -> dict[str, Attack]:
@@ -228,9 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     options.eps = options.eps or [0.1, 0.3]
     clock = measuring.clock_of(options)
-    opened = {run.rstrip("/").rpartition("/")[2]: open_model(run, options.device) for run in options.runs}
-    runs = {name: net.requires_grad_(False) for name, (net, _) in opened.items()}
-    split = open_split(next(iter(opened.values()))[1].dataset, "test").take(options.points).to(options.device)
+    runs, split = trained(options.runs, options.points, options.device)
     make, columns = TABLES[options.table]
     rows = make(runs, split, options, clock)
     about = measuring.machine(options.device)

@@ -14,30 +14,19 @@ A peer that is not installed is left out and named.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 from typing import Any
 
 import measuring
 import torch
+from measuring import peer, trained
 from torch import Tensor, nn
 
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.attack.threat import Threat
-from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split
-from iclr18cli.models.card import open_model
 
 ALPHA = 0.001
-
-
-def peer(name: str) -> Any:
-    """Return a package, or None where it is not installed."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            return None
 
 
 def bare(net: nn.Module, x: Tensor, sigma: float, draws: int, batch: int) -> list[int]:
@@ -166,9 +155,7 @@ def main() -> None:
     measuring.add_torch_options(parser)
     options = parser.parse_args()
     clock = measuring.clock_of(options)
-    opened = {run.rstrip("/").rpartition("/")[2]: open_model(run, options.device) for run in options.runs}
-    runs = {name: net.requires_grad_(False) for name, (net, _) in opened.items()}
-    split = open_split(next(iter(opened.values()))[1].dataset, "test").take(options.points).to(options.device)
+    runs, split = trained(options.runs, options.points, options.device)
     make, columns = TABLES[options.table]
     rows = make(runs, split, options, clock)
     about = measuring.machine(options.device)

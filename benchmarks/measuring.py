@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import io
 import json
 import os
 import platform
@@ -176,6 +178,25 @@ def report(
         print(note)
     words = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in about.items()}
     print("machine: " + ", ".join(f"{name} {value}" for name, value in words.items()) + "\n")
+
+
+def peer(name: str) -> Any:
+    """Return a package, or None where it is not installed; what it prints while it is imported is not shown."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            return None
+
+
+def trained(runs: Sequence[str], points: int, device: str) -> tuple[dict[str, Any], Any]:
+    """Return (name -> network) of run directories, and the first test points of the data of the first."""
+    from iclr18cli.data.registry import open_split
+    from iclr18cli.models.card import open_model
+
+    opened = {run.rstrip("/").rpartition("/")[2]: open_model(run, device) for run in runs}
+    split = open_split(next(iter(opened.values()))[1].dataset, "test").take(points).to(device)
+    return {name: net.requires_grad_(False) for name, (net, _) in opened.items()}, split
 
 
 def write(file: str, document: Mapping[str, Any]) -> None:

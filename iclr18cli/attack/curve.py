@@ -72,13 +72,12 @@ def evaluate_curve(
     at = prepare(model, split, attack, threats[-1], budget, effort)
     once = all(stage.spec.kind == "minimal" for stage in at.stages)
     for number, threat in enumerate(threats):
-        if once:
-            if number == 0 and threats[-1].eps > 0:
-                run_stages(at, replace(threats[-1], eps=torch.inf), effort, tag="all-", noise=False)
-                at.found.robust = at.clean.correct.clone()
-        elif threat.eps > 0:
+        if once and number == 0 and threats[-1].eps > 0:
+            run_stages(at, replace(threats[-1], eps=torch.inf), effort, tag="all-", noise=False)
+            at.found.robust = at.clean.correct.clone()
+        elif not once and threat.eps > 0:
             run_stages(at, threat, effort, tag=f"{number:03d}-", noise=False)
-        if effort.progress is not None and (once or threat.eps == 0):
+        elif effort.progress is not None:
             effort.progress(len(at.split) * len(at.stages), robust=at.found.robust.double().mean().item())
     clean, found = gathered(at)
     n, nearest = len(at.whole), found.nearest

@@ -5,16 +5,17 @@ N points of the sample
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from iclr18cli import launch
 from iclr18cli.attack import pictures
 from iclr18cli.attack.config import SWEPT, AttackConfig
 from iclr18cli.attack.curve import evaluate_curve
 from iclr18cli.attack.evaluation import Evaluated, evaluate_model
-from iclr18cli.attack.search import Progress
 from iclr18cli.attack.setting import Effort
 from iclr18cli.attack.threat import Threat
 from iclr18cli.certify.result import software
@@ -33,7 +34,6 @@ def attack_run(
     config: AttackConfig | None = None,
     *,
     source: nn.Module | None = None,
-    progress: Progress | None = None,
 ) -> Evaluated:
     """Attack a model on the data it is opened with.
 
@@ -41,7 +41,6 @@ def attack_run(
         run: A run or one's own model.
         config: What to do; by default that of the command line.
         source: Model that a transfer attack makes its points on.
-        progress: Called as progress(n, robust=share).
 
     Raises:
         UsageError: The run's model is no classifier, or an attack, its norm or an option does not exist or fit.
@@ -58,6 +57,9 @@ def attack_run(
     stages = config.check(bounded=card.range is not None)  # a wrong name is told before data and weights are read
     points = run.split(config.split, config.limit)
     eps = config.radius(stages)
+    radii: tuple[float, ...] = ()
+    if config.sweep:
+        radii = config.radii or tuple(eps * i / (SWEPT - 1) for i in range(SWEPT))
     effort = Effort(
         eot=config.eot,
         target=config.target or "",
@@ -67,15 +69,15 @@ def attack_run(
         seed=run.seed,
         keep_points=config.save_examples,
         parts=_parts(run, config, points.digest()),
-        progress=progress,
     )
     model = run.model()
-    if config.sweep:
-        radii = config.radii or tuple(eps * i / (SWEPT - 1) for i in range(SWEPT))
-        return evaluate_curve(model, points, norm=config.norm, radii=radii, domain=card.range, attack=config.name,
-                              budget=config.budget, effort=effort)  # fmt: skip
-    threat = Threat(config.norm, eps, card.range)
-    return evaluate_model(model, points, attack=config.name, threat=threat, budget=config.budget, effort=effort)
+    work = len(points) * max(1, len(stages)) * max(1, len(radii))
+    with run.progress(work // launch.world().size, f"attack {run.label}") as bar:
+        asked: dict[str, Any] = {"attack": config.name, "budget": config.budget}
+        asked["effort"] = replace(effort, progress=bar.advance)
+        if radii:
+            return evaluate_curve(model, points, norm=config.norm, radii=radii, domain=card.range, **asked)
+        return evaluate_model(model, points, threat=Threat(config.norm, eps, card.range), **asked)
 
 
 def _parts(run: Subject, config: AttackConfig, data: str) -> Path | None:

@@ -84,9 +84,7 @@ def _attacked(references: Sequence[str], config: Any, own: Any, settings: Any, c
     documents, texts, reports = [], [], {}
     named = subjects(references, own, settings, console)
     for subject in named:
-        work = len(subject.split(config.split, config.limit)) * max(1, len(config.check()))
-        with console.progress(work // launch.world().size, f"attack {subject.label}") as bar:
-            evaluated = attack_run(subject, config, source=source, progress=bar.advance)
+        evaluated = attack_run(subject, config, source=source)
         if evaluated.resumed:
             console.hint(f"resumed  {evaluated.resumed} batches were done already")
         if launch.world().rank:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -220,6 +221,7 @@ def opened(task: str = "classify") -> SimpleNamespace:
     return SimpleNamespace(
         card=SimpleNamespace(task=task, range=None, sha256=""), technique="wrm", seed=1, model=half_space,
         split=lambda split="test", limit=0: plane().take(limit or 5), keep=lambda kind, name: None,
+        label="half-space", progress=lambda work, label: nullcontext(SimpleNamespace(advance=lambda n, robust: None)),
     )  # fmt: skip
 
 
