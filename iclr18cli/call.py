@@ -12,7 +12,7 @@ from iclr18cli.errors import ExitCode, UsageError, did_you_mean
 from iclr18cli.manager import plugins
 from iclr18cli.plugin import Command, Technique
 from iclr18cli.presets import preset_values
-from iclr18cli.settings import Settings, TrainSettings
+from iclr18cli.settings import RankSettings, Settings, TrainSettings
 
 if TYPE_CHECKING:
     from iclr18cli.run.directory import RunDirectory
@@ -27,7 +27,7 @@ class Outcome:
 
     document: Mapping[str, Any]
     text: str
-    code: ExitCode = ExitCode.DONE
+    code: int = ExitCode.DONE
     directory: RunDirectory | None = None
     value: Any = None
 
@@ -59,7 +59,9 @@ class Call:
     @property
     def settings_class(self) -> type[Settings]:
         """The shared options this command has."""
-        return TrainSettings if self.command.gives == "run" else Settings
+        if self.command.gives == "run":
+            return TrainSettings
+        return RankSettings if self.command.ranks else Settings
 
     def resolved(self, **base: Any) -> tuple[Any, Any]:
         """Return (config, settings) from defaults, preset, file and flags; `base` comes right after the defaults."""

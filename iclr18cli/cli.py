@@ -15,6 +15,7 @@ import typer
 from iclr18cli import __version__
 from iclr18cli.command import technique_group
 from iclr18cli.errors import ExitCode, Interrupted, UserError
+from iclr18cli.launch import launch_id
 from iclr18cli.lazy import LazyGroup, Stub
 
 CORE = (
@@ -95,7 +96,8 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         from iclr18cli.console import complain
 
-        complain(error)
+        if error.code != ExitCode.LOST or not launch_id():  # the launcher tells of the rank that was lost
+            complain(error)
         return int(error.code)
     except Interrupted as stop:
         if stop.hint:

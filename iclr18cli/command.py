@@ -52,7 +52,7 @@ def technique_command(technique: Technique, name: str) -> Any:
             preset=given["preset"], file=given["config"],
             flags=configs.explicit(config_class, flags) | configs.explicit(settings_class, flags),
             runs=[named] if isinstance(named, str) else list(named),
-            argv=sys.argv[1:],
+            argv=ctx.obj or sys.argv[1:],
         )  # fmt: skip
         deliver(ctx, lambda console: dry_run(call) if given["dry_run"] else perform(call, console), given)
 
@@ -119,7 +119,7 @@ def deliver(ctx: typer.Context, work: Callable[..., Any], given: dict[str, Any])
     first = launch.place() == 0  # of several processes one talks
     console = Console(quiet=given.get("quiet", False) or not first, as_json=given.get("json", False))
     outcome = work(console)
-    if first:
+    if first and outcome.document:  # empty where other processes did the work and spoke
         console.result(outcome.document, outcome.text)
     if outcome.code != ExitCode.DONE:
         raise typer.Exit(int(outcome.code))

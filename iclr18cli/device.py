@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from iclr18cli import launch
 from iclr18cli.errors import UsageError, UserError, did_you_mean
 
 KINDS = ("auto", "cpu", "cuda", "mps")
@@ -19,6 +20,8 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 
 def choose(name: str) -> torch.device:
     """Return the device that `--device` names: "auto" is CUDA where there is a GPU, else the CPU.
+
+    Among several ranks each gets the GPU of its number on its machine.
 
     Raises:
         UsageError: The name is none of auto, cpu, cuda, cuda:N, mps.
@@ -28,8 +31,9 @@ def choose(name: str) -> torch.device:
     numbered = kind == "cuda" and number.isascii() and number.isdigit()
     if kind not in KINDS or (colon and not numbered):
         raise UsageError(f"There is no device '{name}'.", fix=did_you_mean(kind, (*KINDS, "cuda:0")))
+    ranks = launch.world()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("There is no MPS device on this machine.", why="torch finds none", fix="--device cpu")
     if kind == "cuda":
@@ -39,6 +43,10 @@ def choose(name: str) -> torch.device:
             raise UserError("There is no CUDA device on this machine.", why=why, fix="--device cpu, or --device auto")
         if numbered and int(number) >= count:
             raise UserError(f"There is no device '{name}'.", why=f"this machine has {count}, numbered from 0")
+        if ranks.size > 1:
+            if numbered:
+                raise UsageError(f"--device {name} is one GPU for {ranks.size} processes.", fix="--device cuda")
+            return torch.device("cuda", ranks.local % count)
     return torch.device(name)
 
 
@@ -71,6 +79,11 @@ def seed_everything(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that comes with the line above and would write every fresh tensor twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    seed_generators(seed)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(derived_seed(seed, "numpy") % 2**32)
     torch.manual_seed(seed)

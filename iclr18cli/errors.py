@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     USER = 3
     CLAIM = 4
+    LOST = 75
     SIGINT = 130
     SIGTERM = 143
 
@@ -50,6 +51,12 @@ class ClaimError(UserError):
     """A claim does not hold: an attack beat a proven bound, or `plugins doctor` found a fault (exit 4)."""
 
     code = ExitCode.CLAIM
+
+
+class LostRank(UserError):  # noqa: N818 - it is the other rank's error
+    """Another rank of the group went away, so this one cannot go on (exit 75, seen by launchers only)."""
+
+    code = ExitCode.LOST
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclr18cli import config as configs
+from iclr18cli import launch, spawn
 from iclr18cli.call import REPRODUCED, Call, Outcome
-from iclr18cli.console import Console, duration, plain, show_metrics
-from iclr18cli.errors import ExitCode, UsageError
+from iclr18cli.console import Console, complain, duration, plain, show_metrics
+from iclr18cli.errors import ExitCode, UsageError, UserError
 from iclr18cli.manager import plugins
 from iclr18cli.paths import runs_root
 from iclr18cli.plugin import Technique, resolve
 from iclr18cli.report.text import certificates_text, metrics_text
-from iclr18cli.settings import Settings, TrainSettings
+from iclr18cli.settings import RankSettings, Settings, TrainSettings
 
 if TYPE_CHECKING:
     from iclr18cli.run.directory import RunDirectory
@@ -34,9 +36,18 @@ def perform(call: Call, console: Console) -> Outcome:
         UserError: what the user can mend, its subclasses included.
         Interrupted: a signal stopped a run after its state was saved.
     """
-    if call.command.gives == "run":
-        return _make_run(call, console)
+    _, settings = call.resolved()  # before torch is imported: wrong usage is told at once
+    if isinstance(settings, RankSettings):
+        if spawn.asked_for(settings):
+            return Outcome({}, "", code=spawn.spawn(settings, call.argv, tell=partial(_failed, call)))
+        with launch.joined(settings.device):
+            return _make_run(call, console) if call.command.gives == "run" else _measure(call, console)
     return _measure(call, console)
+
+
+def _failed(call: Call, line: str) -> None:
+    on = "the same command with --resume auto goes on from the last checkpoint"
+    complain(UserError(line, fix=on if call.command.gives == "run" else ""))
 
 
 def _make_run(call: Call, console: Console) -> Outcome:
@@ -53,6 +64,8 @@ def _make_run(call: Call, console: Console) -> Outcome:
     except Exception as error:
         error.iclr18_log = directory.path / "log.txt"  # type: ignore[attr-defined]
         raise
+    if not run.world.first:
+        return Outcome({}, "")
     _draw_curves(directory)
     return _trained(call, directory, told)
 
@@ -67,28 +80,20 @@ def _draw_curves(directory: RunDirectory) -> None:
 
 def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
     """Open a new run or the one to go on with; no run when that one is done already."""
-    config, settings = call.resolved()  # before torch is imported: wrong usage is told at once
-    from iclr18cli.run.directory import find_run
-    from iclr18cli.run.start import open_run, resumable, resume_run
+    config, settings = call.resolved()
+    from iclr18cli.run.start import open_run, resume_run, seen_by_all
 
     root = runs_root(settings.runs_dir)
     kept = {name: getattr(settings, name) for name in REPRODUCED}
     values = _portable(configs.to_dict(config)) | kept
     around: dict[str, Any] = {"progress": console.progress, "observer": plugins().observe}
-    directory = None
-    if settings.resume == "auto":
-        directory = resumable(root, call.technique.name, values, settings.seed, name=settings.name, out=settings.out)
-        console.hint(
-            f"resume  {directory.path}"
-            if directory
-            else "resume  no unfinished run with these settings: starting a new one"
-        )
-    elif settings.resume:
-        directory = find_run(settings.resume, root)
-        _refuse_changes(call, directory)
+    world = launch.world()
+    directory = _to_resume(call, settings, root, values, console) if world.first else None
+    if world.broadcast(directory is not None):
+        directory = seen_by_all(world, directory)
+    if directory is not None:
         values = directory.config
         settings = dataclasses.replace(settings, **{name: values[name] for name in REPRODUCED if name in values})
-    if directory is not None:
         if directory.status == "done":
             console.hint(f"{directory.path} is done already")
             return None, directory
@@ -106,6 +111,30 @@ def _start(call: Call, console: Console) -> tuple[Run | None, RunDirectory]:
         **around,
     )
     return run, run.directory
+
+
+def _to_resume(
+    call: Call, settings: TrainSettings, root: Path, values: Mapping[str, Any], console: Console
+) -> RunDirectory | None:  # fmt: skip
+    """Return the run to go on with: the one that was named, or the one this launch began before a rank was lost."""
+    from iclr18cli.run.directory import find_run
+    from iclr18cli.run.find import relaunched, resumable
+
+    if settings.resume not in ("", "auto"):
+        directory = find_run(settings.resume, root)
+        _refuse_changes(call, directory)
+        return directory
+    if launch.restarts():
+        begun = relaunched(root, launch.launch_id(), out=settings.out)
+        console.warn(f"a process was lost; starting again from {begun.path if begun else 'the beginning'}")
+        return begun
+    if not settings.resume:
+        return None
+    found = resumable(root, call.technique.name, values, settings.seed, name=settings.name, out=settings.out)
+    console.hint(
+        f"resume  {found.path}" if found else "resume  no unfinished run with these settings: starting a new one"
+    )
+    return found
 
 
 def _portable(values: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +223,8 @@ def _measure(call: Call, console: Console) -> Outcome:
 
         value = function(config, Workbench(settings, progress=console.progress))
     seconds = time.perf_counter() - start
+    if not launch.world().first:
+        return Outcome({}, "", value=value)
     directory = opened[0].directory if len(opened) == 1 else None
     given = {
         "technique": call.technique.name,

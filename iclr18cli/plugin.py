@@ -53,6 +53,8 @@ class Command:
             `takes="run"`; a mapping it returns is shown. "metrics": a JSON-ready mapping, kept under `eval/`.
             "certificates": a list of `Certificate`, kept under `certify/`. "report": a JSON-ready mapping, printed and
             not kept.
+        ranks: The function shares its work among ranks (`iclr18cli.launch.world()`), so that the command takes
+            `--nproc`; every rank calls it and the first one's result counts. A command that gives a run always does.
     """
 
     config: str
@@ -60,6 +62,7 @@ class Command:
     summary: str = ""
     takes: Literal["nothing", "run", "runs"] = "nothing"
     gives: Literal["run", "metrics", "certificates", "report"] = "run"
+    ranks: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

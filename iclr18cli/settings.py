@@ -26,15 +26,19 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings(Settings):
-    """Options of a command whose points can be shared among processes."""
+    """Options of a command whose work can be shared among processes."""
 
     nproc: Annotated[
-        str, Option("Processes on this machine that share the points; auto: one per GPU.", metavar="N|auto")
+        str, Option("Processes on this machine that share the work; auto: one per GPU.", metavar="N|auto")
     ] = "1"
+    nnodes: Annotated[int, Option("Machines that share the work; give the same command on each.", min=1)] = 1
+    rdzv_endpoint: Annotated[
+        str, Option("Where machines meet: a host of theirs and a free port.", metavar="HOST:PORT")
+    ] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Settings):
+class TrainSettings(RankSettings):
     """Options of any command that makes a run."""
 
     out: Annotated[str, Option("Directory of the run; must not exist yet or be empty.", metavar="DIR")] = ""
@@ -50,3 +54,6 @@ class TrainSettings(Settings):
     download: Annotated[bool, Option("Fetch the data set if it is not on this machine.")] = False
     log_every: Annotated[int, Option("Steps between two lines of metrics.jsonl.", min=1)] = 20
     checkpoint_every: Annotated[float, Option("Seconds between two checkpoints; 0: after every step.", min=0)] = 60.0
+    max_restarts: Annotated[
+        int, Option("How often a run goes on from its last checkpoint after a process was lost.", min=0)
+    ] = 0

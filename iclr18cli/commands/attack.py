@@ -9,12 +9,14 @@ from typing import Any
 import typer
 
 from iclr18cli import config as configs
-from iclr18cli import launch
+from iclr18cli import launch, spawn
 from iclr18cli.attack.config import AttackConfig
 from iclr18cli.attack.registry import attacks
 from iclr18cli.attack.stages import AUTOATTACK
 from iclr18cli.call import Outcome
 from iclr18cli.command import OPTIONAL_RUNS, argument, deliver, on_command_line, typer_command
+from iclr18cli.console import complain
+from iclr18cli.errors import UserError
 from iclr18cli.settings import RankSettings
 from iclr18cli.subject import OwnModelOptions
 
@@ -59,14 +61,13 @@ def perform(references: Sequence[str], values: dict[str, Any], console: Any, *, 
     config, own, settings = configs.layered(CLASSES, layers=[("", values)])
     config.check()  # wrong names and options are told before torch is imported
     own.check(references)
-    ranks = launch.wanted(settings.nproc)
-    if ranks > 1 and not launch.started():
+    if spawn.asked_for(settings):
         from iclr18cli.models.own import subjects
 
         for subject in subjects(references, own, settings, console):
             _ = subject.card  # what is missing is told once, not by every rank
-        raise typer.Exit(launch.spawn(ranks, argv, tell=console.warn))
-    with launch.joined():
+        return Outcome({}, "", code=spawn.spawn(settings, argv, tell=lambda line: complain(UserError(line))))
+    with launch.joined(settings.device):
         return _attacked(references, config, own, settings, console)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
 from iclr18cli import config as configs
+from iclr18cli import launch, spawn
 from iclr18cli.call import Call, Outcome
 from iclr18cli.certify.options import merged
 from iclr18cli.certify.registry import certifiers, find
 from iclr18cli.command import OPTIONAL_RUN, argument, deliver, on_command_line, option, typer_command
 from iclr18cli.commands.certify_subject import OF_THE_TECHNIQUE, certify_subject, technique_of
-from iclr18cli.errors import UsageError
+from iclr18cli.console import complain
+from iclr18cli.errors import UsageError, UserError
 from iclr18cli.execute import perform as perform_call
 from iclr18cli.plugin import resolve
-from iclr18cli.settings import Settings
+from iclr18cli.settings import RankSettings
 from iclr18cli.subject import OwnModelOptions
 
 ALL = "all"
@@ -28,14 +30,15 @@ def app() -> Any:
 
     def certify(ctx: typer.Context, /, **given: Any) -> None:
         flags = {name: value for name, value in given.items() if on_command_line(ctx, name)}
-        classes = [*(cls for _, cls in panels), OwnModelOptions, Settings]
+        classes = [*(cls for _, cls in panels), OwnModelOptions, RankSettings]
         values = {k: v for cls in classes for k, v in configs.explicit(cls, flags).items()}
-        deliver(ctx, lambda console: perform(given["run"] or "", given["method"] or ALL, values, console), given)
+        asked = given["run"] or "", given["method"] or ALL, values
+        deliver(ctx, lambda console: perform(*asked, console, argv=ctx.obj or ()), given)
 
     names = ", ".join([*certifiers(), f"{OF_THE_TECHNIQUE} (the run's own claim)", ALL])
     method = option("--method", str, f"{names}; several separated by commas. Default: all.", metavar="M")
     options = [made for panel, cls in panels for made in configs.parameters(cls, panel=panel)]
-    shared = configs.parameters(OwnModelOptions, panel="Your own model") + configs.parameters(Settings, panel="Run")
+    shared = configs.parameters(OwnModelOptions, panel="Your own model") + configs.parameters(RankSettings, panel="Run")
     help_text = (
         "State what holds for a run or your own model, with its verdict and its limits; a contradicted bound ends with "
         "exit code 4.\n\n"
@@ -47,12 +50,14 @@ def app() -> Any:
     )
 
 
-def perform(reference: str, method: str, values: dict[str, Any], console: Any) -> Outcome:
+def perform(
+    reference: str, method: str, values: dict[str, Any], console: Any, *, argv: Sequence[str] = ()
+) -> Outcome:  # fmt: skip
     """Certify a run or an own model with the methods named, its technique's own, or all that apply."""
     names = chosen(method)
-    shared = {field.name for field in configs.options(Settings)}
+    shared = {field.name for field in configs.options(RankSettings)}
     owned = {field.name for field in configs.options(OwnModelOptions)}
-    settings = configs.build(Settings, {k: v for k, v in values.items() if k in shared})
+    settings = configs.build(RankSettings, {k: v for k, v in values.items() if k in shared})
     own = configs.build(OwnModelOptions, {k: v for k, v in values.items() if k in owned})
     given = {k: v for k, v in values.items() if k not in shared | owned}
     references = [reference] if reference else []
@@ -64,10 +69,16 @@ def perform(reference: str, method: str, values: dict[str, Any], console: Any) -
     run = subjects(references, own, settings, console)[0]
 
     def of_the_technique(options: Mapping[str, Any]) -> Outcome:
-        flags = {**{k: v for k, v in values.items() if k in shared}, **options}
+        kind: Any = Call(technique_of(run), "certify").settings_class
+        taken = {field.name for field in configs.options(kind)}
+        flags = {**{k: v for k, v in values.items() if k in shared & taken}, **options}
         return perform_call(Call(technique_of(run), "certify", flags=flags, runs=[reference]), console)
 
-    return certify_subject(run, names, given, console, label=method, of_the_technique=of_the_technique)
+    if spawn.asked_for(settings):
+        _ = run.card  # what is missing is told once, not by every rank
+        return Outcome({}, "", code=spawn.spawn(settings, argv, tell=lambda line: complain(UserError(line))))
+    with launch.joined(settings.device):
+        return certify_subject(run, names, given, console, label=method, of_the_technique=of_the_technique)
 
 
 def chosen(method: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Checkpoints: whole or not there, checked when read, the one before kept.
 
 last.pt is the newest; last-1.pt the one before, used when last.pt is damaged; best.pt the best one; phase-0.pt the end
-of an earlier phase, for a resume in a later one.
+of an earlier phase, for a resume in a later one. Of several ranks the first keeps what all share, each other one what
+is its own: last.rank-1.pt beside last.pt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from iclr18cli.errors import UserError
+from iclr18cli.launch import ALONE, World
 from iclr18cli.run.atomic import cannot_write, replacing, sync_folder
 
 FORMAT = "iclr18.checkpoint/1"
@@ -35,11 +37,17 @@ class Checkpoints:
     Args:
         folder: Made with the first checkpoint.
         config_sha256: Digest of the run's configuration; a checkpoint of another one is refused.
+        world: The ranks that save and load together, each calling the same methods.
     """
 
-    def __init__(self, folder: Path, config_sha256: str):
-        self.folder, self.config_sha256 = folder, config_sha256
+    def __init__(self, folder: Path, config_sha256: str, world: World = ALONE):
+        self.folder, self.config_sha256, self.world = folder, config_sha256, world
         self._checked = False
+
+    def _own(self, name: str, rank: int | None = None) -> Path:
+        """Return where a rank, by default this one, keeps its part of a checkpoint."""
+        rank = self.world.rank if rank is None else rank
+        return self.folder / (name.replace(".pt", f".rank-{rank}.pt") if rank else name)
 
     def save(self, state: Mapping[str, Any], *, best: bool = False) -> None:
         """Write last.pt, and best.pt if this state is the best one; on an error the older ones are untouched.
@@ -48,23 +56,28 @@ class Checkpoints:
             UserError: The disk is full or read-only.
             TypeError: A value in `state` could not be read back without executing code.
         """
-        last, fresh = self.folder / LAST, self.folder / FRESH
-        self._write(fresh, state)
+        last, fresh = self._own(LAST), self._own(FRESH)
+        self._write(fresh, {**state, "ranks": self.world.size})
+        if self.world.first:
+            self.world.wait()  # the parts of the others are there before the file that makes them valid
         try:
-            if best:
+            if best and self.world.first:
                 # Before last.pt, so that a best.pt is never older than the best value that last.pt tells of.
                 _link(fresh, self.folder / BEST)
             if last.exists():
-                os.replace(last, self.folder / PREVIOUS)
+                os.replace(last, self._own(PREVIOUS))
             os.replace(fresh, last)
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise cannot_write(last, error) from error
         sync_folder(self.folder)
+        if not self.world.first:
+            self.world.wait()
 
     def save_best(self, state: Mapping[str, Any]) -> None:
         """Write best.pt alone."""
-        self._write(self.folder / BEST, state)
+        if self.world.first:
+            self._write(self.folder / BEST, {**state, "ranks": self.world.size})
 
     def _write(self, path: Path, state: Mapping[str, Any]) -> None:
         if not self._checked:
@@ -80,11 +93,12 @@ class Checkpoints:
 
     def keep_phase(self, number: int) -> None:
         """Keep last.pt, which holds the end of a phase, from being replaced by the next one."""
-        if (self.folder / LAST).exists():
+        last, kept = self._own(LAST), self._own(f"phase-{number}.pt")
+        if last.exists():
             try:
-                _link(self.folder / LAST, self.folder / f"phase-{number}.pt")
+                _link(last, kept)
             except OSError as error:
-                raise cannot_write(self.folder / f"phase-{number}.pt", error) from error
+                raise cannot_write(kept, error) from error
 
     def load_last(self) -> tuple[dict[str, Any] | None, str]:
         """Return the newest checkpoint that is whole and a warning if it is not the very newest; None: there is none.
@@ -92,9 +106,18 @@ class Checkpoints:
         Raises:
             UserError: None of those there can be read, or they belong to another configuration.
         """
-        last, previous = self.folder / LAST, self.folder / PREVIOUS
         with suppress(OSError):
-            (self.folder / FRESH).unlink()  # of a process that was killed between two renames
+            self._own(FRESH).unlink()  # of a process that was killed between two renames
+        state, warning = self._load_newest() if self.world.first else (None, "")
+        found, warning = self.world.broadcast((state is not None, warning))
+        if not found:
+            return None, ""
+        if state is None:
+            state = self._read(self.folder / LAST)  # the first rank has just read it
+        return self._with_parts(state, (LAST, PREVIOUS)), warning
+
+    def _load_newest(self) -> tuple[dict[str, Any] | None, str]:
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
         if not last.exists() and not previous.exists():
             return None, ""
         try:
@@ -116,10 +139,54 @@ class Checkpoints:
         Raises:
             UserError: It is missing or damaged, or belongs to another configuration.
         """
+        return self._with_parts(self.shared(name), (name,))
+
+    def shared(self, name: str) -> dict[str, Any]:
+        """Return a checkpoint without what belongs to each rank alone; errors as for `load`."""
         try:
             return self._read(self.folder / name)
         except DamagedError as error:
             raise _damaged(self.folder / name, str(error)) from error
+
+    def _with_parts(self, state: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+        """Put what belongs to this rank in the place of what belongs to the first one.
+
+        With another number of ranks than the checkpoint's, what ranks track as their own is handed over of all of them.
+        """
+        before, rank = state.get("ranks", 1), self.world.rank
+        if before == self.world.size == 1:
+            return state
+        memory = dict(state["memory"])
+        if 0 < rank < before:
+            memory |= {"objects": memory["objects"]} | {
+                name: value for name, value in self._part(state, names, rank)["memory"].items() if name != "objects"
+            }
+        memory["fresh"] = rank >= before
+        if before != self.world.size and memory.get("own"):
+            parts = [state, *(self._part(state, names, other) for other in range(1, before))]
+            memory["own"] = [part["memory"]["own"] for part in parts]
+        return state | {"memory": memory}
+
+    def _part(self, state: Mapping[str, Any], names: tuple[str, ...], rank: int) -> dict[str, Any]:
+        """Return what a rank after the first saved at the step of a checkpoint, and keep it as that rank's newest."""
+        why = "it is missing"
+        for name in names:
+            path = self._own(name, rank)
+            try:
+                part = self._read(path)
+            except DamagedError as error:
+                why = str(error)
+                continue
+            if part["position"]["step"] == state["position"]["step"]:
+                if name == PREVIOUS and rank == self.world.rank:
+                    os.replace(path, self._own(LAST))
+                return part
+            why = f"it is of step {part['position']['step']}"
+        raise UserError(
+            f"The part of rank {rank} of the checkpoint at step {state['position']['step']} cannot be used.",
+            why=f"{self._own(names[0], rank)}: {why}",
+            fix="every machine must see the run's directory; without that file, start a new run",
+        )
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:

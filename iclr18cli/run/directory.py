@@ -40,10 +40,16 @@ RESERVED = ("auto",)
 
 
 class RunDirectory:
-    """The files of one run. Reads them anew each time: another process may be writing."""
+    """The files of one run. Reads them anew each time: another process may be writing.
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    Args:
+        path: The directory.
+        writes: Whether this process may change it; of several ranks the first one does, and the others' calls that
+            would write do nothing.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True):
+        self.path, self.writes = Path(path), writes
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -131,11 +137,13 @@ class RunDirectory:
 
     def update(self, **entries: Any) -> None:
         """Change entries of run.json."""
+        if not self.writes:
+            return
         write_json(self.path / INFO, self.info | entries)
 
     def write_json(self, relative: str | Path, value: Any) -> Path:
         """Write a JSON file of the run as a whole and return its path; numbers that are not finite become null."""
-        return write_json(self.path / relative, value)
+        return write_json(self.path / relative, value) if self.writes else self.path / relative
 
     def write_result(self, kind: str, value: Any, options: Mapping[str, Any], *, label: str = "") -> Path:
         """Keep what one call measured.
@@ -171,12 +179,16 @@ class RunDirectory:
         if NAME.fullmatch(name) is None:
             raise ValueError(f"a figure's name must be letters, digits, '.', '_' and '-'; received {name!r}")
         path = self.path / "plots" / f"{name}.png"
+        if not self.writes:
+            return path
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
         return path
 
     def note(self, text: str) -> None:
         """Add a line with the time to log.txt."""
+        if not self.writes:
+            return
         try:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')}  {text}\n")
@@ -187,7 +199,7 @@ class RunDirectory:
     def create(
         cls, root: str | Path, *, technique: str, config: Mapping[str, Any], seed: int, argv: Sequence[str] = (),
         plugin: str = "", name: str = "", out: str = "", command: str = "train", parent: str | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None, launch: str = "",
     ) -> RunDirectory:  # fmt: skip
         """Make the directory of a new run; two processes that start at once never get the same one.
 
@@ -198,6 +210,7 @@ class RunDirectory:
             out: Exact path instead, which must not exist or be empty.
             parent: Path of the run this one starts from.
             settings: Shared options that a resumed run keeps.
+            launch: The launcher's name of the launch that made it, for a restart to find it.
 
         Raises:
             UserError: The place is taken, full or read-only. Nothing is left behind.
@@ -216,6 +229,7 @@ class RunDirectory:
                 "version": __version__, "status": "running", "reason": "", "argv": list(argv), "parent": parent,
                 **owner(), "started": now(), "ended": None, "seconds": 0.0, "seed": seed,
                 "config_sha256": digest(values), "settings": dict(settings or {}), "resumed": [], "metrics": {},
+                "launch": launch,
             }  # fmt: skip
             write_json(path / INFO, entries)
         except BaseException:

@@ -79,6 +79,16 @@ def find_run(reference: str | Path, root: str | Path) -> RunDirectory:
     raise UserError(f"There is no run '{text}'.", why=where, fix=near)
 
 
+def relaunched(root: str | Path, launch: str, *, out: str = "") -> RunDirectory | None:
+    """Return the newest run that a launch made, for its processes that were started again; None: there is none."""
+    place = Path(out).expanduser() if out else None
+    runs = list_runs(root) if place is None else [RunDirectory(place)] if (place / INFO).exists() else []
+    for run in reversed(runs):
+        if run.status != "broken" and launch and run.info.get("launch") == launch:
+            return run
+    return None
+
+
 def resumable(
     root: str | Path, technique: str, config: Mapping[str, Any], seed: int, *, name: str = "", out: str = ""
 ) -> RunDirectory | None:

@@ -11,25 +11,38 @@ import torch
 from torch import Tensor
 
 from iclr18cli.errors import UserError
+from iclr18cli.launch import ALONE, World
 
 LOSS = "loss"
 """The metric that stops a run when it is NaN or infinite."""
 
 
 class Interval:
-    """Values of the steps since the last line. Nothing waits for the device before `settle`."""
+    """Values of the steps since the last line. Nothing waits for the device, or for another rank, before `settle`.
 
-    def __init__(self) -> None:
+    Args:
+        world: The N ranks that log the same metrics, each of its share of the batch.
+    """
+
+    def __init__(self, world: World = ALONE) -> None:
+        self.world = world
+        self._shares: list[float] = []
         self.entries: list[tuple[int, str, float | Tensor]] = []
         self.last_finite: tuple[int, float] | None = None
         self._settled = 0
 
-    def add(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
+    def add(self, step: int, metrics: Mapping[str, float | Tensor], share: float = 1.0) -> None:
         """Keep the metrics of a step: numbers, or tensors of one element, which must not be written to afterwards.
+
+        Args:
+            step: Its number.
+            metrics: Means over this rank's share of the batch.
+            share: Weight of that share; those of the N ranks sum to N.
 
         Raises:
             ValueError: A tensor has more than one element.
         """
+        self._shares += [share] * len(metrics)
         for name, value in metrics.items():
             if isinstance(value, Tensor):
                 if value.ndim:
@@ -56,12 +69,24 @@ class Interval:
             for number, value in zip(numbers, values, strict=True):
                 step, name, _ = self.entries[number]
                 self.entries[number] = (step, name, float(value))
+        self._average()
         for step, name, value in self.entries[self._settled :]:
             if name == LOSS:
                 if not math.isfinite(value):
                     raise self._stopped(step, float(value))
                 self.last_finite = (step, float(value))
         self._settled = len(self.entries)
+
+    def _average(self) -> None:
+        """Replace what this rank logged by the mean over the global batch."""
+        shares, self._shares = self._shares, []
+        if self.world.size == 1 or not shares:
+            return
+        fresh = self.entries[self._settled :]
+        weighted = [float(value) * share if share else 0.0 for (_, _, value), share in zip(fresh, shares, strict=True)]
+        total = self.world.total(torch.tensor(weighted, dtype=torch.float64)) / self.world.size
+        for number, ((step, name, _), value) in enumerate(zip(fresh, total.tolist(), strict=True), self._settled):
+            self.entries[number] = (step, name, value)
 
     def means(self) -> dict[str, float]:
         """Settle, return the mean of each metric over the steps that logged it, and begin anew."""
@@ -79,7 +104,7 @@ class Interval:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
-        self.entries = [(step, name, value) for step, name, value in state["entries"]]
+        self.entries, self._shares = [(step, name, value) for step, name, value in state["entries"]], []
         self.last_finite = state["last_finite"] and tuple(state["last_finite"])
         self._settled = len(self.entries)
 

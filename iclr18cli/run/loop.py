@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from iclr18cli import device as devices
 from iclr18cli.errors import Interrupted, UserError
+from iclr18cli.launch import ALONE, World, lost_rank
 from iclr18cli.paths import runs_root
 from iclr18cli.plugin import RunInfo, Task
 from iclr18cli.run.checkpoint import BEST, Checkpoints
@@ -25,7 +26,7 @@ from iclr18cli.run.directory import METRICS, RunDirectory
 from iclr18cli.run.environment import now
 from iclr18cli.run.interval import number
 from iclr18cli.run.memory import Memory
-from iclr18cli.run.metrics import MetricsFile
+from iclr18cli.run.metrics import MetricsFile, NoMetrics
 from iclr18cli.run.phases import Phases, Progress, no_progress
 from iclr18cli.run.record import Record
 from iclr18cli.run.signals import Signals
@@ -33,6 +34,7 @@ from iclr18cli.settings import TrainSettings
 
 if TYPE_CHECKING:
     from iclr18cli.data.tensors import Split
+    from iclr18cli.run.averaging import Averaging
 
 Observer = Callable[..., None]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -53,30 +55,39 @@ class Run:
         epoch_ends: Inside a loop: this is the last step of an epoch (of the whole phase, for `steps`).
         values: Plain values that must survive an interruption: numbers, text, tensors, collections of them.
         resumed: The run goes on from an earlier process.
+        world: This process among the N ranks that train together; alone as a rule. The first rank writes, the calls
+            of the others that would write do nothing.
+        weight: N b_r / B, where this rank has b_r of the B examples of this step's batch: 1 for equal shares.
     """
 
     def __init__(
         self, directory: RunDirectory, settings: TrainSettings, device: torch.device, *, checkpoints: Checkpoints,
         lock: IO[bytes] | None = None, resumed: bool = False, saved: Mapping[str, Any] | None = None,
-        progress: Progress | None = None, observer: Observer | None = None,
+        progress: Progress | None = None, observer: Observer | None = None, world: World = ALONE,
     ):  # fmt: skip
+        self.world, self.weight = world, 1.0
         info = directory.info
         self.directory, self.path, self.config = directory, directory.path, directory.config
         self.technique: str = info["technique"]
         self.settings, self.device, self.seed = settings, device, settings.seed
         self.resumed, self.epoch_ends, self._finished = resumed, False, False
         self._checkpoints, self._lock, self._observer = checkpoints, lock, observer
-        self._memory = Memory(self.seed, device)
+        self._memory = Memory(self.seed, device, world.rank)
         self.values = self._memory.values
+        metrics_size = saved["metrics_size"] if saved else 0
         self._record = Record(
-            MetricsFile(self.path / METRICS, saved["metrics_size"] if saved else 0),
+            MetricsFile(self.path / METRICS, metrics_size) if world.first else NoMetrics(), world=world,
             every=settings.log_every, seconds=saved["seconds"] if saved else 0.0,
             told=lambda step, metrics: self.tell("run_logged", step=step, metrics=metrics),
         )  # fmt: skip
         reference = self.path.name if self.path.parent.resolve() == runs_root().resolve() else self.path
-        self._signals = Signals(f"iclr18 {self.technique} {info.get('command', 'train')} --resume {reference}")
+        ranks = f" --nproc {world.size}" if world.size > 1 else ""
+        self._signals = Signals(f"iclr18 {self.technique} {info.get('command', 'train')} --resume {reference}{ranks}")
         self.progress = progress or no_progress
-        self._phases = Phases(settings, self._memory, self._record, checkpoints, self._signals, self.progress, saved)
+        self._phases = Phases(
+            settings, self._memory, self._record, checkpoints, self._signals, self.progress, saved, world
+        )
+        self._averaging: Averaging | None = None
 
     @property
     def step(self) -> int:
@@ -101,13 +112,64 @@ class Run:
         for name, thing in objects.items():
             self._memory.track(name, thing)
 
-    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return the generator of a name: seeded from (seed, name), carried through interruptions."""
-        return self._memory.generator(name, torch.device(device))
+    def track_own(self, **objects: Any) -> None:
+        """Put objects that each rank has a different one of under the care of the checkpoints.
+
+        Beside state_dict and load_state_dict they have `merge(states) -> state`, which makes one state of those of all
+        ranks for a run that goes on with another number of them.
+        """
+        for name, thing in objects.items():
+            self._memory.track_own(name, thing)
+
+    def generator(
+        self, name: str, device: torch.device | str = "cpu", *, per_rank: bool = False
+    ) -> torch.Generator:  # fmt: skip
+        """Return the generator of a name: seeded from (seed, name), carried through interruptions.
+
+        Args:
+            name: What it draws.
+            device: Where it draws.
+            per_rank: Each rank draws numbers of its own, for its share of a batch; otherwise all draw the same ones,
+                for what the whole batch needs.
+        """
+        return self._memory.generator(name, torch.device(device), per_rank=per_rank)
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        """Return a module ready to train: on the run's device."""
-        return module.to(self.device)
+        """Return the module, ready to train: on the run's device and, among several ranks, trained by all of them.
+
+        Every rank starts from the first one's weights, and every backward pass ends with the gradients of the whole
+        batch in `.grad`, whatever made the loss: see `Averaging`. Statistics of batch normalisation are averaged too;
+        while training it normalises by each rank's share.
+        """
+        module = module.to(self.device)
+        if self.world.size > 1:
+            from iclr18cli.run.averaging import Averaging
+
+            if self._averaging is None:
+                self._averaging = Averaging(self.world, lambda: self.weight)
+            self._averaging.watch(module)
+        return module
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return this rank's share of a batch, along the first dimension, and note its weight: all of it, if alone.
+
+        For techniques that draw their own batches, alike on every rank. A batch of fewer examples than ranks leaves
+        some ranks one of weight 0.
+
+        Args:
+            batch: (B, …), usually the numbers of the examples.
+
+        Returns:
+            (b_r, …), consecutive examples, sizes that differ by at most one.
+        """
+        B = len(batch)
+        part = self.world.part(B)
+        self.weight = (part.stop - part.start) * self.world.size / B
+        return batch[part] if self.weight else batch[:1]
+
+    def total(self, value: Any) -> Any:
+        """Return the sum over the ranks of a number or a tensor; every rank must call it."""
+        return self.world.total(value)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the forward pass runs in the run's precision."""
@@ -130,11 +192,12 @@ class Run:
             split: N examples, moved to the device once; batches are gathered there.
             epochs: Passes over the split.
             batch_size: Examples B per step; the last batch of an epoch is as short as it comes, or left out.
-            augment: `(x, generator) -> x`; the generator is on the device and seeded from (seed, step).
+            augment: `(x, generator) -> x`; the generator is on the device and seeded from (seed, step). Among several
+                ranks it is given the whole batch, so that their number does not change what is drawn.
             drop_last: Leave out the last batch of an epoch if it is short.
 
         Yields:
-            (x, y): (B, *shape) float32 inputs and (B,) int64 labels on the device.
+            (x, y): (B, *shape) float32 inputs and (B,) int64 labels on the device: this rank's share of the batch.
 
         Raises:
             ValueError: `epochs` is negative or `batch_size` below 1.
@@ -157,16 +220,16 @@ class Run:
             nonlocal batches, drawn
             epoch, place = divmod(done, per_epoch)
             if epoch != drawn:
-                # The order of the whole group's batches: each of several processes would take its share of every one.
                 permutation = order(N, seed=self.seed, epoch=at.epochs_before + epoch)
                 batches, drawn = permutation.to(self.device).split(batch_size), epoch
                 at.epoch = at.epochs_before + epoch + 1
             self.epoch_ends = place == per_epoch - 1
             index = batches[place]
-            x = data.inputs(index)
-            if augment is not None:
-                x = augment(x, generator.manual_seed(devices.derived_seed(self.seed, "augment", at.step)))
-            return x, data.y[index]
+            if augment is None:
+                index = self.share(index)
+                return data.inputs(index), data.y[index]
+            x = augment(data.inputs(index), generator.manual_seed(devices.derived_seed(self.seed, "augment", at.step)))
+            return self.share(x), data.y[self.share(index)]
 
         return self._phases.iterate(epochs * per_epoch, self.technique, batch)
 
@@ -176,7 +239,7 @@ class Run:
             raise ValueError(f"count must be >= 0; received {count}")
 
         def index(done: int) -> int:
-            self.epoch_ends = done == count - 1
+            self.epoch_ends, self.weight = done == count - 1, 1.0
             return done
 
         return self._phases.iterate(count, f"{self.technique} {total_name}", index)
@@ -188,11 +251,13 @@ class Run:
     def log(self, **metrics: float | Tensor) -> None:
         """Note values of this step: numbers or tensors of one element, not to be written to afterwards.
 
+        Among several ranks they are means over this rank's share, and what is written is the mean over the batch.
+
         They stay on the device; once per `settings.log_every` steps their means become one line of metrics.jsonl. A
         `loss` that is NaN or infinite stops the run (UserError) then, or before the next checkpoint if that is sooner.
         """
         if not self._phases.replaying:
-            self._record.interval.add(self._phases.at.step, metrics)
+            self._record.interval.add(self._phases.at.step, metrics, self.weight)
 
     def record(self, split: str, **metrics: float | Tensor) -> None:
         """Write one line of metrics.jsonl now, for example at the end of an epoch; none while replaying."""
@@ -200,13 +265,14 @@ class Run:
             self._record.write(split, {name: number(value) for name, value in metrics.items()}, self.step, self.epoch)
 
     def best(self, value: float | Tensor, *, lower: bool = True) -> bool:
-        """Say whether `value` is the best so far; if so, this step's checkpoint is kept as best.pt."""
-        return self._phases.best(number(value), lower=lower)
+        """Say whether `value`, its mean over the ranks, is the best so far; best.pt is then this step's checkpoint."""
+        return self._phases.best(number(self.world.total(value)) / self.world.size, lower=lower)
 
     def restore_best(self) -> None:
         """Give the tracked objects the state of best.pt, for example before `save_model`."""
         self._phases.write_best()
-        for name, state in self._checkpoints.load(BEST)["memory"]["objects"].items():
+        self.world.wait()
+        for name, state in self._checkpoints.shared(BEST)["memory"]["objects"].items():
             if name in self._memory.objects:
                 self._memory.load(name, state)
 
@@ -229,6 +295,8 @@ class Run:
         """
         from iclr18cli.models.card import ModelCard, save_model
 
+        if not self.world.first:
+            return
         card = ModelCard(
             model=model, kwargs=dict(kwargs), task=task, shape=split.shape, range=split.range,
             classes=len(split.classes), dataset=split.name, transforms=tuple(transforms),
@@ -248,7 +316,7 @@ class Run:
 
     def tell(self, event: str, **arguments: Any) -> None:
         """Tell the observer of an event of this run: run_started, run_logged, run_finished."""
-        if self._observer is not None:
+        if self._observer is not None and self.world.first:
             status = arguments.get("status", "running")
             info = RunInfo(
                 id=self.path.name, path=str(self.path), technique=self.technique, config=self.config, status=status
@@ -274,10 +342,11 @@ class Run:
                 self._ended_by(error)
             self.close()
             began = self.resumed or self._phases.at.phase >= 0 or (self.path / METRICS).stat().st_size
-            if isinstance(error, UserError) and not began:
+            if isinstance(error, UserError) and not began and self.world.first:
                 shutil.rmtree(self.path, ignore_errors=True)  # a wrong name leaves no run behind
 
     def _ended_by(self, error: BaseException | None) -> None:
+        error = lost_rank(error) or error
         if error is None:
             status, reason, details = "done", "", ""
         elif isinstance(error, Interrupted | KeyboardInterrupt):

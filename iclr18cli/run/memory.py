@@ -8,20 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclr18cli.device import derived_seed, random_state, set_random_state
+from iclr18cli.device import derived_seed, random_state, seed_generators, set_random_state
 from iclr18cli.errors import UserError
 
 
 class Memory:
-    """Everything random and everything learnt, captured to and restored from one mapping of tensors and numbers."""
+    """Everything random and everything learnt, captured to and restored from one mapping of tensors and numbers.
 
-    def __init__(self, seed: int, device: torch.device):
-        self.seed, self.device = seed, device
+    Among several ranks the tracked objects are the same on each of them; generators, values and what is tracked as
+    `own` belong to the rank.
+    """
+
+    def __init__(self, seed: int, device: torch.device, rank: int = 0):
+        self.seed, self.device, self.rank = seed, device, rank
         self.objects: dict[str, Any] = {}
+        self.own: dict[str, Any] = {}
         self.generators: dict[str, torch.Generator] = {}
+        self._per_rank: set[str] = set()
         self.values: dict[str, Any] = {}
         # Of a restored state, what was not there to receive it yet.
         self._later: dict[str, dict[str, Any]] = {"objects": {}, "generators": {}}
+        self._own_later: list[Mapping[str, Any]] = []
+
+    def part_ways(self) -> None:
+        """Give the global generators of this rank a stream of its own; up to here all ranks drew the same numbers."""
+        if self.rank:
+            seed_generators(derived_seed(self.seed, "rank", self.rank))
 
     def track(self, name: str, thing: Any) -> None:
         """Remember a module, an optimiser, a scheduler: anything with state_dict and load_state_dict.
@@ -38,10 +50,32 @@ class Memory:
         if name in self._later["objects"]:
             self.load(name, self._later["objects"].pop(name))
 
-    def generator(self, name: str, device: torch.device) -> torch.Generator:
-        """Return the generator of a name, the same one each time; seeded from the run's seed and the name."""
+    def track_own(self, name: str, thing: Any) -> None:
+        """Remember an object that each rank has a different one of, with `merge(states) -> state` beside the usual two.
+
+        `merge` makes one state of those of all ranks, for a run that goes on with another number of them.
+
+        Raises:
+            TypeError: It lacks one of the three.
+        """
+        if not all(hasattr(thing, word) for word in ("state_dict", "load_state_dict", "merge")):
+            raise TypeError(
+                f"{name} must have state_dict(), load_state_dict() and merge(); received {type(thing).__name__}"
+            )
+        self.own[name] = thing
+        if any(name in states for states in self._own_later):
+            self._load_own(name)
+
+    def generator(self, name: str, device: torch.device, *, per_rank: bool = False) -> torch.Generator:
+        """Return the generator of a name, the same one each time; seeded from the run's seed and the name.
+
+        Args:
+            per_rank: Ranks draw different numbers; otherwise all draw the same ones.
+        """
+        if per_rank:
+            self._per_rank.add(name)
         if name not in self.generators:
-            generator = torch.Generator(device).manual_seed(derived_seed(self.seed, "generator", name))
+            generator = torch.Generator(device).manual_seed(self._seed(name))
             if name in self._later["generators"]:
                 generator.set_state(self._later["generators"].pop(name))
             self.generators[name] = generator
@@ -50,9 +84,10 @@ class Memory:
         return self.generators[name]
 
     def capture(self) -> dict[str, Any]:
-        """Return the state of everything; tensors are not copied."""
+        """Return the state of everything, on ranks after the first of what is theirs alone; tensors are not copied."""
         return {
-            "objects": {name: thing.state_dict() for name, thing in self.objects.items()},
+            "objects": {} if self.rank else {name: thing.state_dict() for name, thing in self.objects.items()},
+            "own": {name: thing.state_dict() for name, thing in self.own.items()},
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "values": dict(self.values),
             "random": random_state(self.device),
@@ -60,6 +95,10 @@ class Memory:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything where `capture` found it; names that are not known yet get theirs when they appear.
+
+        Args:
+            state: As `capture` returned it. "own" may be the list of what all ranks had, to be merged; "fresh" says
+                that this rank was not there when it was captured.
 
         Raises:
             UserError: The state is of other objects.
@@ -78,14 +117,38 @@ class Memory:
             if name in state["generators"]:
                 generator.set_state(state["generators"][name])
             else:
-                generator.manual_seed(derived_seed(self.seed, "generator", name))
+                generator.manual_seed(self._seed(name))
         self._later = {
             "objects": {name: s for name, s in state["objects"].items() if name not in self.objects},
             "generators": {name: s for name, s in state["generators"].items() if name not in self.generators},
         }
+        own = state.get("own", {})
+        self._own_later = own if isinstance(own, list) else [own]
+        for name in self.own:
+            self._load_own(name)
         self.values.clear()
         self.values.update(state["values"])
         set_random_state(state["random"], self.device)
+        if state.get("fresh"):
+            self._begin_in_the_middle(state["random"])
+
+    def _seed(self, name: str) -> int:
+        rank = (self.rank,) if self.rank and name in self._per_rank else ()
+        return derived_seed(self.seed, "generator", name, *rank)
+
+    def _begin_in_the_middle(self, first: Mapping[str, Any]) -> None:
+        """Draw other numbers than the first rank, whose state this one was given, and others than in the beginning."""
+        point = first["torch"].sum().item()
+        seed_generators(derived_seed(self.seed, "rank", self.rank, point))
+        for name in self._per_rank & set(self.generators):
+            self.generators[name].manual_seed(derived_seed(self._seed(name), point))
+
+    def _load_own(self, name: str) -> None:
+        states = [states[name] for states in self._own_later if name in states]
+        if not states:
+            raise UserError(f"The checkpoint does not hold '{name}' of every rank.", fix="start a new run")
+        merged = states[0] if len(states) == 1 else self.own[name].merge(states)
+        self._load(self.own[name], name, merged)
 
     def load(self, name: str, state: Any) -> None:
         """Load the state of one tracked object.
@@ -93,8 +156,11 @@ class Memory:
         Raises:
             UserError: It does not fit.
         """
+        self._load(self.objects[name], name, state)
+
+    def _load(self, thing: Any, name: str, state: Any) -> None:
         try:
-            self.objects[name].load_state_dict(state)
+            thing.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"The checkpoint does not fit '{name}'.",

@@ -55,6 +55,25 @@ class MetricsFile:
         self._file.close()
 
 
+class NoMetrics(MetricsFile):
+    """The record of a rank that does not write."""
+
+    size = 0
+
+    def __init__(self) -> None:
+        pass
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def sync(self) -> int:
+        """Do nothing."""
+        return 0
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def _whole_lines(data: bytes) -> int:
     """Return the length of `data` up to its last line end: kill -9 may have cut the last line."""
     return data.rfind(b"\n") + 1

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from iclr18cli.errors import Interrupted, UserError
+from iclr18cli.launch import World
+from iclr18cli.run.agreement import Agreement
 from iclr18cli.run.checkpoint import Checkpoints
 from iclr18cli.run.memory import Memory, snapshot
 from iclr18cli.run.record import Record
@@ -59,8 +61,9 @@ class Phases:
 
     def __init__(
         self, settings: TrainSettings, memory: Memory, record: Record, checkpoints: Checkpoints, signals: Signals,
-        progress: Progress, saved: Mapping[str, Any] | None,
+        progress: Progress, saved: Mapping[str, Any] | None, world: World,
     ):  # fmt: skip
+        self._world, self._agreement = world, Agreement(world)
         self.settings, self.memory, self.record, self.checkpoints = settings, memory, record, checkpoints
         self.signals, self.progress, self._saved = signals, progress, saved
         self.at = Position()
@@ -99,22 +102,28 @@ class Phases:
                         bar.advance(waiting, **(means or {}))
                         waiting, drawn = 0, clock
                     rest = min(every, REST_SECONDS) if self.is_best else every
-                    if finished or self.signals.received or clock - self._saved_at >= rest:
+                    due = clock - self._saved_at >= rest
+                    save, signal = self._agreement.ask(save=due, signal=self.signals.received)
+                    if finished or save or signal:
                         self.save(finished=finished)
-                        if self.signals.received:
+                        if signal:
                             break
                     elif self.is_best:
                         self.is_best, self._best_state = False, snapshot(self._state())
-            if self.signals.received:
-                raise Interrupted(self.signals.received, self.signals.hint)
+            signal = self._agreement.settle(self.signals.received)
+            if signal:
+                raise Interrupted(signal, self.signals.hint)
         finally:
             self.inside = False
             self.signals.restore()
-            with suppress(UserError):  # a full disk, which is then what ended the phase
-                self.write_best()
+            if self._world.size == 1:  # several ranks save together or not at all
+                with suppress(UserError):  # a full disk, which is then what ended the phase
+                    self.write_best()
 
     def _enter(self) -> bool:
         """Count a phase; False: it was over in an earlier process."""
+        if self.at.phase < 0 and self._saved is None:
+            self.memory.part_ways()
         if self.inside:
             raise RuntimeError("phases of a run follow one another; received a second one inside the first")
         if not self.at.finished:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from iclr18cli.launch import ALONE, World
 from iclr18cli.run.interval import Interval
 from iclr18cli.run.metrics import MetricsFile
 
@@ -19,11 +20,15 @@ class Record:
         every: Steps between two lines of means.
         seconds: What the run took before this process.
         told: Called with (step, metrics) after each line.
+        world: The ranks whose means make a line.
     """
 
-    def __init__(self, file: MetricsFile, *, every: int, seconds: float, told: Callable[[int, dict[str, float]], None]):
+    def __init__(
+        self, file: MetricsFile, *, every: int, seconds: float, told: Callable[[int, dict[str, float]], None],
+        world: World = ALONE,
+    ):  # fmt: skip
         self.file, self.every, self._told = file, every, told
-        self.interval = Interval()
+        self.interval = Interval(world)
         self._started = time.monotonic() - seconds
 
     @property

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from iclr18cli import device as devices
+from iclr18cli import launch
 from iclr18cli.errors import UserError
 from iclr18cli.paths import runs_root
 from iclr18cli.run import process
 from iclr18cli.run.atomic import digest
 from iclr18cli.run.checkpoint import Checkpoints
-from iclr18cli.run.directory import LOCK, RunDirectory, owner
+from iclr18cli.run.directory import INFO, LOCK, RunDirectory, owner
 from iclr18cli.run.environment import environment, now
 from iclr18cli.run.find import resumable as resumable
 from iclr18cli.run.loop import Observer, Progress, Run
@@ -47,23 +48,29 @@ def open_run(
     """
     device = devices.choose(settings.device)
     devices.check_precision(device, settings.precision)
-    directory = RunDirectory.create(
-        runs_root(root or settings.runs_dir), technique=technique, config=config, seed=settings.seed, argv=argv,
-        plugin=plugin, name=settings.name, out=settings.out, command=command, parent=parent,
-        settings={name: getattr(settings, name) for name in KEPT},
-    )  # fmt: skip
+    world, directory = launch.world(), None
+    if world.first:
+        directory = RunDirectory.create(
+            runs_root(root or settings.runs_dir), technique=technique, config=config, seed=settings.seed, argv=argv,
+            plugin=plugin, name=settings.name, out=settings.out, command=command, parent=parent,
+            settings={name: getattr(settings, name) for name in KEPT}, launch=launch.launch_id(),
+        )  # fmt: skip
+    directory = seen_by_all(world, directory)
     try:
-        lock = process.lock(directory.path / LOCK)
-        directory.write_json("env.json", environment(devices.describe(device)) | {"argv": list(argv)})
+        lock = process.lock(directory.path / LOCK) if world.first else None
+        directory.write_json(
+            "env.json", environment(devices.describe(device)) | {"argv": list(argv), "ranks": world.size}
+        )
         directory.note(f"started: {' '.join(argv) or technique}")
         devices.seed_everything(settings.seed)
-        checkpoints = Checkpoints(directory.path / "checkpoints", directory.info["config_sha256"])
+        checkpoints = Checkpoints(directory.path / "checkpoints", directory.info["config_sha256"], world)
         run = Run(
             directory, settings, device, checkpoints=checkpoints, lock=lock, resumed=False, saved=None,
-            progress=progress, observer=observer,
+            progress=progress, observer=observer, world=world,
         )  # fmt: skip
     except BaseException:
-        shutil.rmtree(directory.path, ignore_errors=True)
+        if world.first:
+            shutil.rmtree(directory.path, ignore_errors=True)
         raise
     run.tell("run_started")
     return run
@@ -80,11 +87,12 @@ def resume_run(
     Raises:
         UserError: The run is done, another process works on it, or a file of it is damaged.
     """
+    world = launch.world()
     info, status = directory.info, directory.status
     if status == "done":
         raise UserError(f"{directory.path} is done.", fix="start a new run, or open this one with eval")
-    lock = None if status == "running" else process.lock(directory.path / LOCK)
-    if lock is None:
+    lock = None if status == "running" or not directory.writes else process.lock(directory.path / LOCK)
+    if lock is None and directory.writes:
         who = f"process {info.get('pid')} on {info.get('host')}" if status == "running" else "another process"
         raise UserError(
             f"{directory.path} is being worked on by {who}.",
@@ -99,23 +107,49 @@ def resume_run(
         settings = dataclasses.replace(settings, seed=info.get("seed", settings.seed), **kept)
         device = devices.choose(settings.device)
         devices.check_precision(device, settings.precision)
-        checkpoints = Checkpoints(directory.path / "checkpoints", config_sha256)
-        for leftover in directory.path.rglob(".*.tmp"):
+        checkpoints = Checkpoints(directory.path / "checkpoints", config_sha256, world)
+        for leftover in directory.path.rglob(".*.tmp") if directory.writes else ():
             leftover.unlink(missing_ok=True)  # a process was killed while it wrote this
         saved, warning = checkpoints.load_last()
+        if saved and saved.get("ranks", 1) != world.size:
+            warning = (warning and f"{warning}; ") + (
+                f"the run goes on with {world.size} process{'es' if world.size > 1 else ''} instead of "
+                f"{saved.get('ranks', 1)}: the same training, but not the same bits"
+            )
         where = f"from step {saved['position']['step']}" if saved else "from the start: there is no checkpoint"
         directory.note(f"resumed {where}")
-        if warning:
+        if warning and world.first:
             logger.warning("warning: %s", warning)
             directory.note(f"warning: {warning}")
         directory.update(status="running", reason="", ended=None, resumed=[*info.get("resumed", []), now()], **owner())
         devices.seed_everything(settings.seed)
         run = Run(
             directory, settings, device, checkpoints=checkpoints, lock=lock, resumed=True, saved=saved,
-            progress=progress, observer=observer,
+            progress=progress, observer=observer, world=world,
         )  # fmt: skip
     except BaseException:
-        lock.close()
+        if lock is not None:
+            lock.close()
         raise
     run.tell("run_started")
     return run
+
+
+def seen_by_all(world: launch.World, directory: RunDirectory | None) -> RunDirectory:
+    """Return the first rank's run directory on every rank; only the first one may write it.
+
+    Raises:
+        UserError: A rank on another machine does not see it.
+    """
+    path = world.broadcast(None if directory is None else directory.path.resolve())
+    assert path is not None
+    if directory is not None:
+        return directory
+    seen = RunDirectory(path, writes=False)
+    if not (path / INFO).exists():
+        raise UserError(
+            f"Rank {world.rank} does not see {path}.",
+            why="all ranks read the run that the first one writes",
+            fix="a folder that every machine sees, by --runs-dir or --out",
+        )
+    return seen

@@ -22,9 +22,9 @@ NEVER = {"torchvision", "click", "requests", "dill", "cloudpickle", "joblib"}
 LAYERS = (
     {"errors", "plugin", "console", "time_limit", "health"},
     {"paths", "settings", "subject", "hookspecs", "records"},
-    {"manager", "config", "presets", "device", "launch", "lazy"},
+    {"manager", "config", "presets", "device", "launch", "spawn", "lazy"},
     {"run"},
-    {"attack", "certify", "report", "text", "compression", "models", "data"},
+    {"attack", "certify", "report", "text", "compression", "generate", "models", "data"},
     {"call", "execute", "api"},
     {"command"},
     {"commands", "cli", "__main__", "testing", "conformance"},

@@ -9,16 +9,16 @@ import sys
 
 import pytest
 
-from iclr18cli import launch
+from iclr18cli import launch, spawn
 from iclr18cli.errors import UsageError
 
 
 def test_the_number_of_processes_is_a_whole_number_or_auto():
-    assert launch.wanted("3") == 3
-    assert launch.wanted("auto") >= 1
+    assert spawn.wanted("3") == 3
+    assert spawn.wanted("auto") >= 1
     for wrong in ("0", "-1", "two", "1.5", ""):
         with pytest.raises(UsageError, match="--nproc"):
-            launch.wanted(wrong)
+            spawn.wanted(wrong)
 
 
 def test_a_process_alone_is_the_first_of_one():
