@@ -15,7 +15,7 @@ import typer
 from iclr18cli import __version__
 from iclr18cli.command import technique_group
 from iclr18cli.errors import ExitCode, Interrupted, UserError
-from iclr18cli.launch import launch_id
+from iclr18cli.launch import launch_id, leave, started
 from iclr18cli.lazy import LazyGroup, Stub
 
 CORE = (
@@ -82,7 +82,10 @@ def root(version: Version = False, block: Block = []) -> None:  # noqa: B006
 
 def main() -> None:
     """Run the command line and exit with the code its ending has."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if started():
+        leave(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -80,6 +80,7 @@ def spawn(settings: RankSettings, argv: Sequence[str], *, tell: Callable[[str], 
 
     count = wanted(settings.nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice of torch's reducer, once per rank
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is told in one line, by us

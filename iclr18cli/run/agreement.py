@@ -18,6 +18,8 @@ class Agreement:
 
     def __init__(self, world: World):
         self.world = world
+        # A group of its own: what travels here meets a step's own messages in no fixed order.
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._sent: tuple[torch.Tensor, Any] | None = None
 
     def ask(self, *, save: bool, signal: int) -> tuple[bool, int]:
@@ -31,7 +33,7 @@ class Agreement:
             return save, signal
         answer = self._answer()
         wish = torch.tensor([int(save and self.world.first), signal])
-        self._sent = wish, dist.all_reduce(wish, dist.ReduceOp.MAX, async_op=True)
+        self._sent = wish, dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return answer
 
     def settle(self, signal: int) -> int:

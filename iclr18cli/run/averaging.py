@@ -16,7 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from iclr18cli.launch import World
 
 BUCKET_BYTES = 25 * 2**20
-"""Gradients travel in pieces of about this size: one is on its way while the next is put together."""
+"""Small gradients travel in pieces of about this size: one is on its way while the next is put together."""
+
+ALONE_BYTES = 2**20
+"""A gradient of this size travels from where it lies, without a copy."""
 
 
 class Averaging:
@@ -75,17 +78,21 @@ def average_(tensors: list[Tensor], world: World, share: float) -> None:
     """
     waiting = []
     for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket]).mul_(share / world.size)
-        waiting.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-    for bucket, flat, work in waiting:
+        whole = len(bucket) == 1 and bucket[0].is_contiguous()
+        flat = bucket[0].view(-1) if whole else torch.cat([tensor.reshape(-1) for tensor in bucket])
+        flat.mul_(share / world.size)
+        waiting.append((bucket, flat, whole, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, whole, work in waiting:
         assert work is not None
         work.wait()
+        if whole:
+            continue
         parts = flat.split([tensor.numel() for tensor in bucket])
         torch._foreach_copy_(bucket, [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)])
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the tensors in their order, in groups of one type and device and of about BUCKET_BYTES."""
+    """Yield the tensors in groups of one type and device: large ones alone, where they lie, small ones together."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -93,8 +100,12 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         bucket: list[Tensor] = []
         size = 0
         for tensor in group:
+            length = tensor.numel() * tensor.element_size()
+            if length >= ALONE_BYTES:
+                yield [tensor]
+                continue
             bucket.append(tensor)
-            size += tensor.numel() * tensor.element_size()
+            size += length
             if size >= BUCKET_BYTES:
                 yield bucket
                 bucket, size = [], 0

@@ -28,7 +28,7 @@ class Memory:
         self.values: dict[str, Any] = {}
         # Of a restored state, what was not there to receive it yet.
         self._later: dict[str, dict[str, Any]] = {"objects": {}, "generators": {}}
-        self._own_later: list[Mapping[str, Any]] = []
+        self._own_later: Mapping[str, Any] | list[Mapping[str, Any]] = {}
 
     def part_ways(self) -> None:
         """Give the global generators of this rank a stream of its own; up to here all ranks drew the same numbers."""
@@ -63,7 +63,7 @@ class Memory:
                 f"{name} must have state_dict(), load_state_dict() and merge(); received {type(thing).__name__}"
             )
         self.own[name] = thing
-        if any(name in states for states in self._own_later):
+        if self._own_later:
             self._load_own(name)
 
     def generator(self, name: str, device: torch.device, *, per_rank: bool = False) -> torch.Generator:
@@ -122,8 +122,7 @@ class Memory:
             "objects": {name: s for name, s in state["objects"].items() if name not in self.objects},
             "generators": {name: s for name, s in state["generators"].items() if name not in self.generators},
         }
-        own = state.get("own", {})
-        self._own_later = own if isinstance(own, list) else [own]
+        self._own_later = state.get("own", {})
         for name in self.own:
             self._load_own(name)
         self.values.clear()
@@ -144,11 +143,12 @@ class Memory:
             self.generators[name].manual_seed(derived_seed(self._seed(name), point))
 
     def _load_own(self, name: str) -> None:
-        states = [states[name] for states in self._own_later if name in states]
-        if not states:
+        of_ranks = self._own_later if isinstance(self._own_later, list) else [self._own_later]
+        states = [own[name] for own in of_ranks if name in own]
+        if len(states) < len(of_ranks):
             raise UserError(f"The checkpoint does not hold '{name}' of every rank.", fix="start a new run")
-        merged = states[0] if len(states) == 1 else self.own[name].merge(states)
-        self._load(self.own[name], name, merged)
+        merge = isinstance(self._own_later, list)  # another number of ranks saved it
+        self._load(self.own[name], name, self.own[name].merge(states) if merge else states[0])
 
     def load(self, name: str, state: Any) -> None:
         """Load the state of one tracked object.

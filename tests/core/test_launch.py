@@ -30,7 +30,7 @@ def test_a_process_alone_is_the_first_of_one():
 
 
 def test_two_processes_share_the_points_and_one_talks(smoke_run, tmp_path):
-    run = shutil.copytree(smoke_run("wrm"), tmp_path / "run")
+    run = shutil.copytree(smoke_run("wrm"), tmp_path / "run", ignore=shutil.ignore_patterns("attack"))
     base = [sys.executable, "-m", "iclr18cli", "attack", str(run), "--device", "cpu", "--json", "--norm", "l2",
             "--eps", "0.3", "--steps", "5", "--no-diagnose", "--limit", "151", "--save-examples"]  # fmt: skip
     alone = json.loads(subprocess.run(base, capture_output=True, text=True, check=True).stdout)

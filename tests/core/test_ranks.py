@@ -218,7 +218,8 @@ def test_a_shell_of_a_slurm_job_is_no_rank():
     _adopt_slurm(batch_script)
     assert "RANK" not in batch_script
     step = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "123",
-            "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # fmt: skip
+            "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "gpu[07-08]",
+            "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # fmt: skip
     _adopt_slurm(step)
     assert (step["RANK"], step["WORLD_SIZE"], step["LOCAL_RANK"], step["LOCAL_WORLD_SIZE"]) == ("5", "8", "1", "4")
     assert step["MASTER_ADDR"] == "gpu07"

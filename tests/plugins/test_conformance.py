@@ -1,3 +1,4 @@
 from iclr18cli.testing import conformance
 
+test_dgc = conformance("dgc")
 test_wrm = conformance("wrm")
