@@ -204,9 +204,12 @@ def open_runs(references: Sequence[str], settings: Settings, console: Console) -
     from iclr18cli.run.directory import find_run
 
     found = [find_run(reference, runs_root(settings.runs_dir)) for reference in references]
+    from iclr18cli.run.directory import RunDirectory
     from iclr18cli.run.opened import OpenedRun
 
-    return [OpenedRun(directory, settings, progress=console.progress) for directory in found]
+    writes = launch.world().first
+    directories = [RunDirectory(directory.path, writes=writes) for directory in found]
+    return [OpenedRun(directory, settings, progress=console.progress) for directory in directories]
 
 
 def _measure(call: Call, console: Console) -> Outcome:

@@ -83,7 +83,7 @@ def attack_run(
 def _parts(run: Subject, config: AttackConfig, data: str) -> Path | None:
     """Return the folder for finished batches: its name is made from all that their contents depend on."""
     facts = {"config": repr(config), "data": data, "model": run.card.sha256, "seed": run.seed, **software()}
-    return run.keep("attack", f".{digest(facts)[:16]}.parts")
+    return run.keep("attack", f".{digest(facts)[:16]}.parts", each_rank=True)
 
 
 def keep_files(run: Subject, config: AttackConfig, evaluated: Evaluated, stem: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from iclr18cli.certify.dual import Box, Loss, value_and_gradient
+from iclr18cli.certify.shared_points import in_parts, joined, slices
 
 FACTORS = (2.0, 1.0, 0.5, 0.2)
 """Penalties tried, in units of sqrt(E|grad l|^2 / rho) / 2, which spends the budget on a linear loss."""
@@ -99,30 +100,32 @@ def distributional_attacks(
     Returns:
         One attack per budget, in order; never below the clean mean loss.
     """
-    exact = exact_loss or loss
+    exact, parts = exact_loss or loss, slices(len(x), batch_size)
 
     def evaluate(points: Tensor, *, exactly: bool = False) -> tuple[Tensor, Tensor]:
         # Choosing among candidates needs no float64; the numbers that are reported do.
-        parts, double = [], exactly and exact_loss is not None
+        double = exactly and exact_loss is not None
         value = exact if exactly else loss
-        with torch.no_grad():
-            for z, label in zip(points.split(batch_size), y.split(batch_size), strict=True):
-                parts.append(value(z.double() if double else z, label).double())
-        return torch.cat(parts), (points.double() - x.double()).flatten(1).square().sum(1)
+
+        def valued(part: slice) -> Tensor:
+            with torch.no_grad():
+                return value(points[part].double() if double else points[part], y[part]).double()
+
+        return joined(in_parts(parts, valued), x.device), (points.double() - x.double()).flatten(1).square().sum(1)
 
     def climb(gamma: float, start: Tensor) -> _Candidate:
-        parts = []
-        for z, origin, label in zip(start.split(batch_size), x.split(batch_size), y.split(batch_size), strict=True):
-            parts.append(penalised_climb(loss, origin, label, gamma=gamma, steps=steps, box=box, start=z))
-            progress(len(z))
-        points = torch.cat(parts)
+        def climbed(part: slice) -> Tensor:
+            found = penalised_climb(loss, x[part], y[part], gamma=gamma, steps=steps, box=box, start=start[part])
+            progress(len(found))
+            return found
+
+        points = joined(in_parts(parts, climbed), x.device)
         return _Candidate(points, *evaluate(points))
 
     still = _Candidate(x, *evaluate(x))
-    squares = [
-        value_and_gradient(loss, z, label)[1].flatten(1).double().square().sum(1)
-        for z, label in zip(x.split(batch_size), y.split(batch_size), strict=True)
-    ]
+    squares = in_parts(
+        parts, lambda part: value_and_gradient(loss, x[part], y[part])[1].flatten(1).double().square().sum(1)
+    )
     slope = math.sqrt(float(torch.cat(squares).mean()))
     pool: dict[float, _Candidate] = {}
     budgets = [rho for rho in rhos if rho > 0]

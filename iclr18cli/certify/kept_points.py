@@ -23,13 +23,14 @@ class KeptPoints:
         path: The file; None: nothing is kept.
         settings: JSON-ready; points of other settings are never mixed in.
         labels: Labels of the evaluated points, in order.
+        first: Number of the first one.
 
     Raises:
         UserError: The file holds points of other settings, is no such file, or cannot be written.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], labels: Sequence[int]):
-        self.path, self.points = path, list[Point]()
+    def __init__(self, path: Path | None, settings: Mapping[str, Any], labels: Sequence[int], first: int = 0):
+        self.path, self.points, self.first = path, list[Point](), first
         self.header = f"# {json.dumps(dict(settings), sort_keys=True)}\n" + "\t".join(COLUMNS) + "\n"
         if path is None:
             return
@@ -59,7 +60,9 @@ class KeptPoints:
         for line in text[good:].splitlines(keepends=True):
             point = _parse(line)
             position = len(self.points)
-            if point is None or position >= len(labels) or (point.index, point.label) != (position, labels[position]):
+            if point is None or position >= len(labels):
+                break
+            if (point.index, point.label) != (self.first + position, labels[position]):
                 break
             self.points.append(point)
             good += len(line)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from iclr18cli.certify.dual import (
     value_and_gradient,
 )
 from iclr18cli.certify.problem import Problem
+from iclr18cli.certify.shared_points import in_parts, joined
 
 GRID = (1.01, 1.1, 1.4, 2.0, 4.0, 10.0, 30.0, 100.0)
 """Penalties tried, in units of L/2; fixed before the data are seen, as the population form needs."""
@@ -76,13 +78,14 @@ class Ladder:
 
 def clean(problem: Problem, progress: Progress = lambda n: None) -> Clean:
     """Evaluate losses and gradients at the points, in float64."""
-    losses, squares = [], []
-    for part in problem.batches():
+
+    def evaluated(part: slice) -> tuple[Tensor, Tensor]:
         value_B, gradient_BX = value_and_gradient(problem.exact_loss, problem.x[part].double(), problem.y[part])
-        losses.append(value_B.double())
-        squares.append(gradient_BX.double().flatten(1).square().sum(1))
         progress(len(value_B))
-    return Clean(torch.cat(losses), torch.cat(squares))
+        return value_B.double(), gradient_BX.double().flatten(1).square().sum(1)
+
+    losses, squares = zip(*in_parts(problem.batches(), evaluated), strict=True)
+    return Clean(joined(losses, problem.x.device), joined(squares, problem.x.device))
 
 
 def solve_dual(
@@ -101,26 +104,26 @@ def solve_dual(
     """
     solved: dict[float, Dual] = {}
     start = problem.x
+
+    def solve(gamma: float, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        x, y = problem.x[part], problem.y[part]
+        ascent = penalised_ascent(
+            problem.loss, x, y, gamma=gamma, L=problem.L, box=problem.box, tolerance=tolerance,
+            max_steps=max_steps, start=start[part],
+        )  # fmt: skip
+        dual = dual_values(problem.exact_loss, x, y, ascent.points, gamma=gamma, L=problem.L, box=problem.box)
+        at_point_B = at.loss[part] + at.squared_gradient[part] / (2 * (2 * gamma - problem.L))
+        upper_B = torch.minimum(dual.upper, at_point_B)
+        upper_B = torch.minimum(upper_B, at.loss[part] + problem.K**2 / (4 * gamma))
+        progress(len(x))
+        bounded_B = upper_B if problem.bound is None else upper_B.clamp(max=problem.bound)
+        return ascent.points, bounded_B, dual.residual, dual.gap, ascent.steps
+
     for gamma in sorted(set(gammas), reverse=True):
-        points, uppers, residuals, gaps, steps = [], [], [], [], 0
-        for part in problem.batches():
-            x, y = problem.x[part], problem.y[part]
-            ascent = penalised_ascent(
-                problem.loss, x, y, gamma=gamma, L=problem.L, box=problem.box, tolerance=tolerance,
-                max_steps=max_steps, start=start[part],
-            )  # fmt: skip
-            dual = dual_values(problem.exact_loss, x, y, ascent.points, gamma=gamma, L=problem.L, box=problem.box)
-            at_point_B = at.loss[part] + at.squared_gradient[part] / (2 * (2 * gamma - problem.L))
-            upper_B = torch.minimum(dual.upper, at_point_B)
-            upper_B = torch.minimum(upper_B, at.loss[part] + problem.K**2 / (4 * gamma))
-            uppers.append(upper_B if problem.bound is None else upper_B.clamp(max=problem.bound))
-            points.append(ascent.points)
-            residuals.append(dual.residual)
-            gaps.append(dual.gap)
-            steps = max(steps, ascent.steps)
-            progress(len(x))
-        start = torch.cat(points)
-        solved[gamma] = Dual(torch.cat(uppers), steps, float(torch.cat(residuals).max()), float(torch.cat(gaps).mean()))
+        points, uppers, residuals, gaps, steps = zip(*in_parts(problem.batches(), partial(solve, gamma)), strict=True)
+        start = joined(points, problem.x.device)
+        upper_N = joined(uppers, problem.x.device)
+        solved[gamma] = Dual(upper_N, max(steps), float(torch.cat(residuals).max()), float(torch.cat(gaps).mean()))
     return solved
 
 

@@ -24,6 +24,7 @@ from iclr18cli.certify.lipschitz_wording import Broken, Facts, certificate
 from iclr18cli.certify.pair_constants import PairConstants, pair_constants
 from iclr18cli.certify.problem import check_labels, exact_copy
 from iclr18cli.certify.result import Certificate
+from iclr18cli.certify.shared_points import agreed, in_parts, joined, slices
 from iclr18cli.certify.smoothness import InputNorm
 from iclr18cli.data.tensors import Split
 from iclr18cli.models.modes import device_of, evaluating
@@ -147,7 +148,7 @@ def certify_lipschitz(
     with evaluating(model):
         constants = pair_constants(model, split.shape, norm=asked.norm, memory=asked.memory)
         double = exact_copy(model).to(device)
-    size = asked.batch_size or batch_size_for(double, x[: min(8, len(x))].double())
+    size = agreed(asked.batch_size or batch_size_for(double, x[: min(8, len(x))].double()))
     radius_N, right_N, slack = _margins(double, x, y, constants, split, size, tell)
     broken = attacked(double, x, y, radius_N, right_N, asked, size) if asked.attack else None
     path = record()
@@ -203,15 +204,16 @@ def _margins(
     """Return certified radii, which points are right, and the largest slack."""
     between_CC = constants.between.to(x.device)
     check_labels(split, len(between_CC))
-    radii, right, largest = [], [], x.new_zeros((), dtype=torch.float64)
-    with torch.no_grad():
-        for x_BX, y_B in zip(x.split(size), y.split(size), strict=True):
-            logits_BC = double(x_BX.double())
-            radii.append(certified_radii(logits_BC, y_B, between_CC))
-            right.append(logits_BC.argmax(1) == y_B)
-            largest = torch.maximum(largest, logits_BC.abs().amax())
-            tell(len(y_B))
-    return torch.cat(radii), torch.cat(right), SLACK * float(largest)
+
+    def certified(part: slice) -> tuple[Tensor, Tensor, float]:
+        y_B = y[part]
+        with torch.no_grad():
+            logits_BC = double(x[part].double())
+        tell(len(y_B))
+        return certified_radii(logits_BC, y_B, between_CC), logits_BC.argmax(1) == y_B, float(logits_BC.abs().amax())
+
+    radii, right, largest = zip(*in_parts(slices(len(x), size), certified), strict=True)
+    return joined(radii, x.device), joined(right, x.device), SLACK * max(largest)
 
 
 def attacked(
@@ -224,20 +226,26 @@ def attacked(
     """
     tried = min(len(x), max(100, ATTACK_NUMBERS // max(1, x[0].numel())))
     budget, ball = Budget(steps=ATTACK_STEPS, restarts=1, loss="margin"), Threat(asked.norm, float("inf"), None)
-    within, certified = dict.fromkeys(asked.table, 0), []
-    for place_S in right_N[:tried].nonzero().squeeze(1).split(size):
+
+    def attack(place_S: Tensor) -> tuple[list[int], list[int]]:
+        found = []
         x_SX, y_S, own_S = x[place_S].double(), y[place_S], radius_N[place_S]
         contradicted_S = torch.zeros_like(y_S, dtype=torch.bool)
         for radius in asked.table:
             z_SX = pgd(double, x_SX, y_S, threat=Threat(asked.norm, radius, None), budget=budget)
             wrong_S = _wrong(double, z_SX, y_S)
-            within[radius] += int(wrong_S.sum())
+            found.append(int(wrong_S.sum()))
             contradicted_S |= wrong_S & (ball.distance(z_SX, x_SX) < own_S)
         # Where no class can ever catch up the radius is infinite; the largest of the table is tried.
         reach_S = torch.where(own_S.isfinite(), own_S, max(asked.table))
         z_SX = _climb(double, x_SX, y_S, reach_S, ball)
         contradicted_S |= _wrong(double, z_SX, y_S) & (ball.distance(z_SX, x_SX) < own_S)
-        certified += place_S[contradicted_S].tolist()
+        return found, place_S[contradicted_S].tolist()
+
+    right_S = right_N[:tried].nonzero().squeeze(1)
+    results = in_parts([right_S[part] for part in slices(len(right_S), size)], attack)
+    within = {radius: sum(found[i] for found, _ in results) for i, radius in enumerate(asked.table)}
+    certified = [place for _, places in results for place in places]
     return Broken(tried=tried, within=within, certified=certified, steps=ATTACK_STEPS)
 
 

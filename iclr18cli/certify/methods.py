@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from iclr18cli import launch
 from iclr18cli.certify.config import (
     CrownConfig,
     IbpConfig,
@@ -62,8 +63,9 @@ def smoothing(config: SmoothingConfig, run: Subject) -> list[Certificate]:
         seed=run.seed,
     )
     name = f"smoothing-{digest(settings(model, split, asked))[:16]}.tsv"
-    with run.progress(len(split), "certify") as bar:
-        return certify_smoothed(model, split, asked, progress=bar.advance, record=run.keep("certify", name))
+    with run.progress(-(-len(split) // launch.world().size), "certify") as bar:
+        return certify_smoothed(model, split, asked, progress=bar.advance,
+                                record=run.keep("certify", name, each_rank=True))  # fmt: skip
 
 
 def wasserstein_smoothing(config: WassersteinSmoothingConfig, run: Subject) -> list[Certificate]:
@@ -103,7 +105,7 @@ def lipschitz(config: LipschitzConfig, run: Subject) -> list[Certificate]:
     split, model = run.split(config.split, config.limit), run.model()
     asked = Asked(norm=config.norm, radii=config.radius, batch_size=config.batch_size)
     name = f"lipschitz-{config.norm}-{digest({'split': config.split, 'limit': config.limit})[:8]}.tsv"
-    with run.progress(len(split), "certify") as bar:
+    with run.progress(-(-len(split) // launch.world().size), "certify") as bar:
         return certify_lipschitz(model, split, asked, progress=bar.advance, record=lambda: run.keep("certify", name))
 
 
@@ -135,7 +137,8 @@ def _bounds(
     asked = Asked(method=method, norm=config.norm, eps=config.eps, box=config.box, batch_size=config.batch_size,
                   seed=run.seed, **more)  # fmt: skip
     key = digest({"split": config.split, "limit": config.limit, "box": config.box, **more})[:8]
-    with run.progress(len(split) * len(config.eps), "certify") as bar:
+    work = -(-len(split) // launch.world().size) * len(config.eps)
+    with run.progress(work, "certify") as bar:
         return certify_bounds(
             run.model(), split, asked, progress=bar.advance,
             record=lambda eps: run.keep("certify", f"{method}-{config.norm}-{eps:g}-{key}.tsv"),

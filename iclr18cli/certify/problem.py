@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.certify.dual import Box, Loss
+from iclr18cli.certify.shared_points import agreed, slices
 from iclr18cli.certify.slopes import SOFTPLUS_THRESHOLD
 from iclr18cli.certify.smoothness import Loss as LossName
 from iclr18cli.certify.smoothness import Smoothness
@@ -46,9 +47,9 @@ class Problem:
     bound: float | None = None
     batch_size: int = 1024
 
-    def batches(self) -> Iterator[slice]:
-        """Yield slices over the points, in order."""
-        return (slice(start, start + self.batch_size) for start in range(0, len(self.x), self.batch_size))
+    def batches(self) -> list[slice]:
+        """Return slices over the points, in order."""
+        return slices(len(self.x), self.batch_size)
 
     def take(self, index: Tensor) -> Problem:
         """Return the same problem on some of the points."""
@@ -140,5 +141,5 @@ def problem_of(
         constants.L,
         box,
         1.0 if loss == "error-probability" else None,
-        batch_size or batch_size_for(double, x[: min(8, len(x))].double()),
+        agreed(batch_size or batch_size_for(double, x[: min(8, len(x))].double())),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from iclr18cli.attack.threat import per_example, unit
 from iclr18cli.certify.randomized import Point, class_counts, model_dtype, noise_generator
+from iclr18cli.certify.shared_points import in_parts
 
 INSIDE = 1 - 1e-3
 """Part of a radius that the attack goes to: strictly inside, beyond the rounding of the inputs."""
@@ -136,9 +137,10 @@ def contradicted(
         seed: Seed of the run.
         steps, draws: See `smoothed_pgd`.
     """
-    found, size = [], max(1, batch_size // draws)
-    for start in range(0, len(points), size):
-        part = points[start : start + size]
+    size = max(1, batch_size // draws)
+
+    def changed(part: list[tuple[Point, float]]) -> list[int]:
+        found = []
         index_B = torch.tensor([point.index for point, _ in part], device=x.device)
         claimed_B = torch.tensor([point.predicted for point, _ in part], device=x.device)
         radius_B = torch.tensor([radius * INSIDE for _, radius in part], dtype=torch.float64, device="cpu")
@@ -159,4 +161,7 @@ def contradicted(
                 names=names,
             ):
                 found.append(point.index)
-    return found
+        return found
+
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [index for found in in_parts(parts, changed) for index in found]

@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from iclr18cli import launch
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.certify.kept_points import KeptPoints
 from iclr18cli.certify.problem import check_labels
 from iclr18cli.certify.randomized import ABSTAIN, Point, certified_radius, certify_point, model_dtype
 from iclr18cli.certify.randomized_attack import contradicted
 from iclr18cli.certify.result import Certificate
+from iclr18cli.certify.shared_points import agreed
 from iclr18cli.certify.smoothed_wording import RADII, Facts, Smoothing, certificate
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
@@ -119,31 +121,13 @@ def certify_smoothed(
     y = split.y.cpu()
     with evaluating(model):
         clean, classes = check_points(model, split, x)
-        kept = KeptPoints(None if record is None else Path(record), settings(model, split, asked), y.tolist())
-        size = asked.batch_size or batch_size_for(model, x[:2].to(model_dtype(model, x.dtype)))
-        if progress is not None and kept.points:
-            progress(len(kept.points))
-        resumed = len(kept.points)
-        for index in range(resumed, len(y)):
-            point = certify_point(
-                model,
-                x[index],
-                int(y[index]),
-                index,
-                sigma=asked.sigma,
-                n0=asked.n0,
-                n=asked.n,
-                alpha=asked.alpha,
-                batch_size=size,
-                seed=asked.seed,
-            )
-            kept.add(point)
-            if progress is not None:
-                progress(1)
-        joint = [joint_radius(point, asked, len(y)) for point in kept.points]
+        size = agreed(asked.batch_size or batch_size_for(model, x[:2].to(model_dtype(model, x.dtype))))
+        points, resumed = _certified_points(model, x, y.tolist(), settings(model, split, asked), asked, size, record,
+                                            progress or (lambda n: None))  # fmt: skip
+        joint = [joint_radius(point, asked, len(y)) for point in points]
         wrong, attacked = [], 0
         if asked.attack:
-            pairs = [(p, r) for p, r in zip(kept.points, joint, strict=True) if p.correct and r > 0][:ATTACKED]
+            pairs = [(p, r) for p, r in zip(points, joint, strict=True) if p.correct and r > 0][:ATTACKED]
             attacked = len(pairs)
             wrong = contradicted(
                 model,
@@ -157,7 +141,7 @@ def certify_smoothed(
     facts = Facts(
         split=split,
         asked=asked,
-        points=kept.points,
+        points=points,
         joint=joint,
         classes=classes,
         clean=clean,
@@ -169,6 +153,46 @@ def certify_smoothed(
         seconds=time.perf_counter() - began,
     )
     return [certificate(facts, radius) for radius in asked.radii]
+
+
+def _certified_points(
+    model: nn.Module, x: Tensor, labels: list[int], settings: dict[str, object], asked: Smoothing, batch_size: int,
+    record: str | Path | None, progress: Callable[[int], object],
+) -> tuple[list[Point], int]:  # fmt: skip
+    """Return every point certified, and how many had been before. Ranks share what is left, each with its own file.
+
+    The noise of a point depends on its number alone, so that the number of ranks changes nothing.
+    """
+    ranks = launch.world()
+    whole = None if record is None else Path(record)
+    kept = KeptPoints(whole if ranks.first else None, settings, labels)
+    kept.points = ranks.broadcast(kept.points)
+    known, own, first = len(kept.points), kept, len(kept.points)
+    left = len(labels) - known
+    if ranks.size > 1:
+        part = ranks.part(left)
+        first, left = known + part.start, part.stop - part.start
+        name = None if whole is None else whole.with_name(f"{whole.stem}.rank-{ranks.rank}-of-{ranks.size}.tsv")
+        own = KeptPoints(name, {**settings, "first": first}, labels[first : first + left], first)
+    done = len(own.points) if own is not kept else 0
+    if known + done:
+        progress(known + done)
+    for index in range(first + done, first + left):
+        own.add(
+            certify_point(
+                model, x[index], labels[index], index, sigma=asked.sigma, n0=asked.n0, n=asked.n, alpha=asked.alpha,
+                batch_size=batch_size, seed=asked.seed,
+            )
+        )  # fmt: skip
+        progress(1)
+    if own is kept:
+        return kept.points, known
+    for of_rank in ranks.gather(own.points):
+        for point in of_rank:
+            kept.add(point)
+    if own.path is not None:
+        own.path.unlink(missing_ok=True)  # its points are in the whole file now
+    return kept.points, known + sum(ranks.gather(done))
 
 
 def joint_radius(point: Point, asked: Smoothing, points: int) -> float:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from iclr18cli import launch
 from iclr18cli.attack.memory import batch_size_for
 from iclr18cli.attack.threat import unit
 from iclr18cli.certify.distributional import distributional_attacks, within_budget
@@ -26,6 +27,7 @@ from iclr18cli.certify.randomized import (
     noise_generator,
 )
 from iclr18cli.certify.result import Certificate
+from iclr18cli.certify.shared_points import agreed
 from iclr18cli.certify.smoothed import check_points
 from iclr18cli.certify.smoothed_shift import WORDS, Facts, Mean, Measure, certificate, mean_bounds
 from iclr18cli.data.tensors import Split
@@ -65,10 +67,14 @@ def noisy_values(
         progress: Told how many values are there.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows, kind, found = max(1, BLOCK_NUMBERS // max(1, x[0].numel())), model_dtype(model, x.dtype), []
-    for part_B in index_M.split(rows):  # blocks of a fixed size: the draws do not depend on the batch size
+    rows, kind = max(1, BLOCK_NUMBERS // max(1, x[0].numel())), model_dtype(model, x.dtype)
+    ranks, found, own = launch.world(), list[Tensor](), list[Tensor]()
+    for number, part_B in enumerate(index_M.split(rows)):  # of a fixed size: draws do not depend on the batch size
         noise_BX = torch.randn(len(part_B), *x.shape[1:], generator=generator, device=generator.device, dtype=dtype)
+        if number % ranks.size != ranks.rank:
+            continue  # every rank draws all of the noise, and evaluates its part
         z_BX = noise_BX.to(x.device).mul_(sigma).add_(x[part_B.to(x.device)])
+        found = []
         for z, label in zip(z_BX.split(batch_size), y[part_B.to(y.device)].split(batch_size), strict=True):
             logits = model(z.to(kind))
             if measure == "error":
@@ -76,7 +82,11 @@ def noisy_values(
             else:
                 found.append(_wrong_probability(logits.double(), label).cpu().clamp(0, 1))
             progress(len(label))
-    return torch.cat(found)
+        own.append(torch.cat(found))
+    blocks: list[Tensor] = [torch.empty(0)] * -(-len(index_M) // rows)
+    for rank, of_rank in enumerate(ranks.gather(own)):
+        blocks[rank :: ranks.size] = of_rank
+    return torch.cat(blocks)
 
 
 def _wrong_probability(logits: Tensor, y: Tensor) -> Tensor:
@@ -140,7 +150,7 @@ def wasserstein_smoothing(
     x, y, n = placed.inputs(), placed.y, len(split)
     with evaluating(model):
         base, classes = check_points(model, split, x)
-        size = batch_size or batch_size_for(model, x[:2].to(model_dtype(model, x.dtype)))
+        size = agreed(batch_size or batch_size_for(model, x[:2].to(model_dtype(model, x.dtype))))
 
         def pairs(*names: object) -> Tensor:
             if population:

@@ -83,18 +83,18 @@ class OwnModel(Subject):
         """The folder of `--out`; None: results are printed only."""
         return Path(self.options.out).expanduser() if self.options.out else None
 
-    def keep(self, kind: str, name: str) -> Path | None:
+    def keep(self, kind: str, name: str, *, each_rank: bool = False) -> Path | None:
         """Return where a file may be written; its name begins with the model's, as other models may share the folder.
 
         Args:
-            kind, name: As for any subject; a hidden file keeps its name.
+            kind, name, each_rank: As for any subject; a hidden file keeps its name.
         """
         if name.startswith("."):
-            return super().keep(kind, name)
+            return super().keep(kind, name, each_rank=each_rank)
         options = self.options
         key = repr((options.model, options.arguments(), options.weights, options.normalize, options.input_range))
         words = re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")[:60]
-        return super().keep(kind, f"{words}-{sha256(key.encode()).hexdigest()[:6]}-{name}")
+        return super().keep(kind, f"{words}-{sha256(key.encode()).hexdigest()[:6]}-{name}", each_rank=each_rank)
 
     @property
     def data(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from iclr18cli import device as devices
+from iclr18cli import launch
 from iclr18cli.errors import UserError
 from iclr18cli.run.directory import RunDirectory
 from iclr18cli.run.phases import Progress, no_progress
@@ -97,14 +98,16 @@ class Subject(Workbench):
         """The folder that results are kept in; None: they are not."""
         return self.path
 
-    def keep(self, kind: str, name: str) -> Path | None:
+    def keep(self, kind: str, name: str, *, each_rank: bool = False) -> Path | None:
         """Return where a file may be written; its folder is made with the first file. None: nothing is kept.
 
         Args:
             kind: "attack", "certify" or "plots".
             name: Name of the file.
+            each_rank: Ranks after the first get a path as well, to make names of their own from.
         """
-        return None if self.place is None else self.place / kind / name
+        writes = each_rank or launch.world().first
+        return None if self.place is None or not writes else self.place / kind / name
 
     def split(self, split: str = "test", limit: int = 0, *, dataset: str = "") -> Split:
         """Return data for the model, on the CPU.

@@ -16,9 +16,9 @@ def command(config: str, run: str, summary: str, **kind: Any) -> Command:
 COMMANDS = {
     "train": command("TrainConfig", "train:train", "Train with WRM, or with ERM, FGM, IFGM, PGM beside it"),
     "eval": command("EvalConfig", "evaluate:evaluate", "Measure clean error, adversarial loss, rho_hat, phi, concavity",
-                    takes="run", gives="metrics"),
+                    takes="run", gives="metrics", ranks=True),
     "certify": command("CertifyConfig", "certificate:certify", "Bound the worst expected loss; Figure 2",
-                       takes="run", gives="certificates"),
+                       takes="run", gives="certificates", ranks=True),
     "boundary": command("BoundaryConfig", "figures:boundary", "Draw decision boundaries on rings; Figure 1"),
     "curves": command("CurvesConfig", "figures:curves", "Draw error against budget, rho against 1/gamma; Figures 3, 4a",
                       takes="runs", gives="report"),

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from iclr18_wrm.algorithm import converged_ascent, hessian_top, stationarity_residual, surrogate_ascent, transport_cost
 from iclr18_wrm.config import EvalConfig
 from iclr18_wrm.derivatives import Loss
-from iclr18cli.data.tensors import Split, batches
+from iclr18cli import launch
+from iclr18cli.certify.shared_points import in_parts, slices
+from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
 from iclr18cli.models.modes import evaluating
 
@@ -82,31 +84,34 @@ def measure(
         2 gamma, from below where Lanczos is used) and hessian_max.
     """
     sums: dict[str, float] = {}
-    tops: dict[str, list[Tensor]] = {"clean": [], "perturbed": []}
-    seen = 0
-    with evaluating(net), (progress or _silent)(len(split), "measure") as bar:
-        for x, y in batches(split, BATCH):
-            loss = example_loss(net, y)
-            with torch.no_grad():
-                logits = net(x)
-                _add(sums, error=(logits.argmax(1) != y).sum(), clean_loss=F.cross_entropy(logits, y, reduction="sum"))
-            z = surrogate_ascent(loss, x, gamma=gamma, steps=inner_steps)
-            _add(sums, **_at(net, loss, z, x, y, gamma))
-            if seen < hessian_limit:
-                part = slice(0, hessian_limit - seen)
-                some = example_loss(net, y[part])
-                tops["clean"].append(hessian_top(some, x[part]))
-                # At the fixed-step points: a converged maximiser has lambda_max <= 2 gamma by necessity.
-                tops["perturbed"].append(hessian_top(some, z[part]))
-            if converged is not None:
-                z, _ = converged_ascent(loss, x, gamma=gamma, tolerance=converged[0], max_steps=converged[1], start=z)
-                _add(sums, **{f"converged_{name}": value for name, value in _at(net, loss, z, x, y, gamma).items()})
-            seen += len(y)
-            bar.advance(len(y))
+
+    def measured(at: slice) -> tuple[dict[str, float], list[Tensor]]:
+        x, y = split.inputs(at), split.y[at]
+        loss, own, tops = example_loss(net, y), dict[str, float](), list[Tensor]()
+        with torch.no_grad():
+            logits = net(x)
+            _add(own, error=(logits.argmax(1) != y).sum(), clean_loss=F.cross_entropy(logits, y, reduction="sum"))
+        z = surrogate_ascent(loss, x, gamma=gamma, steps=inner_steps)
+        _add(own, **_at(net, loss, z, x, y, gamma))
+        if at.start < hessian_limit:
+            part = slice(0, hessian_limit - at.start)
+            some = example_loss(net, y[part])
+            # At the fixed-step points: a converged maximiser has lambda_max <= 2 gamma by necessity.
+            tops = [hessian_top(some, x[part]), hessian_top(some, z[part])]
+        if converged is not None:
+            z, _ = converged_ascent(loss, x, gamma=gamma, tolerance=converged[0], max_steps=converged[1], start=z)
+            _add(own, **{f"converged_{name}": value for name, value in _at(net, loss, z, x, y, gamma).items()})
+        bar.advance(len(y))
+        return own, tops
+
+    with evaluating(net), (progress or _silent)(len(split) // launch.world().size, "measure") as bar:
+        results = in_parts(slices(len(split), BATCH), measured)
+    for own, _ in results:
+        _add(sums, **own)
     metrics = {"n": len(split), "gamma": gamma, "accuracy": 1 - sums["error"] / len(split)}
     metrics |= {name: value if name.endswith("_max") else value / len(split) for name, value in sums.items()}
     if hessian_limit:
-        clean, perturbed = torch.cat(tops["clean"]), torch.cat(tops["perturbed"])
+        clean, perturbed = (torch.cat([tops[i] for _, tops in results if tops]) for i in (0, 1))
         metrics |= {
             "hessian_n": len(clean),
             "nonconcave_clean": (clean >= 2 * gamma).double().mean().item(),
@@ -114,12 +119,6 @@ def measure(
             "hessian_max": torch.maximum(clean.max(), perturbed.max()).item(),
         }
     return metrics
-
-
-def accuracy(net: nn.Module, split: Split) -> float:
-    """Return the share of points that are classified correctly, unattacked."""
-    with evaluating(net), torch.no_grad():
-        return sum(int((net(x).argmax(1) == y).sum()) for x, y in batches(split, BATCH)) / len(split)
 
 
 def example_loss(net: nn.Module, y: Tensor) -> Loss:
@@ -142,9 +141,9 @@ def _at(net: nn.Module, loss: Loss, z: Tensor, x: Tensor, y: Tensor, gamma: floa
     }
 
 
-def _add(sums: dict[str, float], **values: Tensor) -> None:
+def _add(sums: dict[str, float], **values: Tensor | float) -> None:
     for name, value in values.items():
-        number = value.double().item()
+        number = float(value)
         sums[name] = max(sums.get(name, 0.0), number) if name.endswith("_max") else sums.get(name, 0.0) + number
 
 

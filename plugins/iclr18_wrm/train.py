@@ -20,13 +20,14 @@ from iclr18_wrm.algorithm import (
 )
 from iclr18_wrm.config import TrainConfig
 from iclr18_wrm.derivatives import Loss
-from iclr18_wrm.evaluate import MEASURED_AFTER_TRAINING, accuracy, measure
+from iclr18_wrm.evaluate import MEASURED_AFTER_TRAINING, measure
 from iclr18_wrm.schedule import Schedule
 from iclr18cli.certify.capping import cap_layers_, capped_layers
 from iclr18cli.data.augment import GaussianNoise
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UsageError
+from iclr18cli.models.measures import accuracy
 from iclr18cli.models.modes import evaluating
 from iclr18cli.models.registry import build, suggest
 
@@ -82,7 +83,7 @@ def fit(net: nn.Module, data: Split, config: TrainConfig, run: Run, *, prefix: s
         if config.spectral_cap is not None:
             cap_layers_(capped, config.spectral_cap)
         run.log(**{f"{prefix}loss": loss, f"{prefix}rho": transport_cost(z, x, cost=config.cost).mean()})
-        run.values["epoch_loss"] = run.values.get("epoch_loss", 0.0) + loss.detach()
+        run.values["epoch_loss"] = run.values.get("epoch_loss", 0.0) + loss.detach() * run.weight
         if run.epoch_ends:
             run.best(run.values.pop("epoch_loss"))
 

@@ -88,7 +88,7 @@ def test_help_of_one_technique_imports_only_its_records_and_configs():
         "with contextlib.redirect_stdout(io.StringIO()):\n    run(['wrm', 'train', '--help'])\n"
         "print(json.dumps(sorted(m for m in sys.modules if m.startswith('iclr18_'))))"
     )
-    assert python(program) == ["iclr18_wrm", "iclr18_wrm.config"]
+    assert [name for name in python(program) if "." in name] == ["iclr18_wrm.config"]
 
 
 def program(*arguments, **environment):

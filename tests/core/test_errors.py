@@ -8,7 +8,7 @@ from iclr18cli.errors import ClaimError, ExitCode, Interrupted, UsageError, User
 
 def test_the_exit_codes_are_those_users_may_rely_on():
     assert {code.name: int(code) for code in ExitCode} == {
-        "DONE": 0, "BUG": 1, "USAGE": 2, "USER": 3, "CLAIM": 4, "SIGINT": 130, "SIGTERM": 143,
+        "DONE": 0, "BUG": 1, "USAGE": 2, "USER": 3, "CLAIM": 4, "LOST": 75, "SIGINT": 130, "SIGTERM": 143,
     }  # fmt: skip
 
 

@@ -377,7 +377,7 @@ def test_the_method_keeps_its_points_with_the_run_under_a_name_of_its_settings(t
         model=lambda: net,
         progress=progress,
         seed=0,
-        keep=lambda kind, name: tmp_path / kind / name,
+        keep=lambda kind, name, each_rank=False: tmp_path / kind / name,
     )
     config = SmoothingConfig(n=500, radius=(0.1,))
     (found,) = methods.smoothing(config, run)

@@ -19,11 +19,13 @@ from iclr18cli.attack.threat import Budget, Norm, Threat, format_range
 from iclr18cli.certify.bounds import SLACK, Intermediate, Method, margins
 from iclr18cli.certify.problem import check_labels, exact_copy
 from iclr18cli.certify.result import Certificate
+from iclr18cli.certify.shared_points import in_parts, slices
 from iclr18cli.data.tensors import Split
+from iclr18cli.device import derived_seed
 from iclr18cli.models.modes import device_of, evaluating
 
-CHUNK = 256
-"""Points bounded between two reports of progress."""
+CHUNK, ATTACK_CHUNK = 256, 125
+"""Points bounded between two reports of progress, and points attacked at a time."""
 
 ATTACKED = 500
 """Points that the attack inside the certified set tries, the first ones."""
@@ -137,30 +139,38 @@ def _verified(double: nn.Module, split: Split, threat: Threat, asked: Asked, tel
     with torch.no_grad():
         classes = int(double(split.inputs(slice(0, 1)).double()).shape[-1])
     check_labels(split, classes)
-    right, least, broken = [], [], torch.zeros(n, dtype=torch.bool)
-    for start in range(0, n, CHUNK):
-        part = slice(start, min(start + CHUNK, n))
+
+    def bounded(part: slice) -> tuple[Tensor, Tensor]:
         x, y = split.inputs(part), split.y[part]
         threat.admit(x)
         x = threat.clip(x.double())
         with torch.no_grad():
-            right.append((double(x).argmax(1) == y).cpu())
+            right_B = (double(x).argmax(1) == y).cpu()
         bounds_BK = margins(
             double, x, y, threat=threat, method=asked.method, intermediate=asked.intermediate,
             batch_size=asked.batch_size,
         )  # fmt: skip
-        least.append(bounds_BK.scatter(1, y[:, None], torch.inf).amin(1).cpu())
         tell(len(y))
+        return right_B, bounds_BK.scatter(1, y[:, None], torch.inf).amin(1).cpu()
+
+    right, least = zip(*in_parts(slices(n, CHUNK), bounded), strict=True)
     right_N, tried = torch.cat(right), min(n, ATTACKED) if asked.attack and threat.eps > 0 else 0
+    broken = torch.zeros(n, dtype=torch.bool)
     if tried:
-        generator = torch.Generator().manual_seed(asked.seed)
-        for index_S in right_N[:tried].nonzero().flatten().split(CHUNK):
+
+        def attacked(index_S: Tensor) -> Tensor:
             at = index_S.to(split.x.device)
             x, y = threat.clip(split.inputs(at).double()), split.y[at]
+            # Of a part's own, so that it does not matter which rank attacks it.
+            generator = torch.Generator().manual_seed(derived_seed(asked.seed, "bounds", int(index_S[0])))
             z = pgd(double, x, y, threat=threat, budget=BUDGET, generator=generator)
             threat.check(z, x)
             with torch.no_grad():
-                broken[index_S] = (double(z).argmax(1) != y).cpu()
+                return (double(z).argmax(1) != y).cpu()
+
+        index = [part for part in right_N[:tried].nonzero().flatten().split(ATTACK_CHUNK) if len(part)]
+        for index_S, wrong_S in zip(index, in_parts(index, attacked), strict=True):
+            broken[index_S] = wrong_S
     return Verified(threat.eps, right_N, torch.cat(least), broken, tried, classes, time.perf_counter() - began)
 
 
