@@ -188,6 +188,16 @@ BUILTIN: tuple[DatasetSpec, ...] = (
         license="none stated; cite Krizhevsky (2009)",
     ),
     DatasetSpec(
+        name="celeba",
+        task="classify",
+        summary="202,599 aligned photographs of faces, centre cut and scaled to 64x64 RGB; one class",
+        load="iclr18cli.data.celeba:load",
+        files=(File(path="celeba/img_align_celeba/000001.jpg"),),
+        splits=("train", "valid", "test"),
+        license="non-commercial research, MMLAB (Liu, Luo, Wang, Tang 2015)",
+        argument="[SIZE]",
+    ),
+    DatasetSpec(
         name="npz",
         task="classify",
         summary="Your own arrays: x and y, or x_train, y_train, x_test, y_test",

@@ -220,7 +220,7 @@ def opened(task: str = "classify") -> SimpleNamespace:
     """Return what an attack needs of a run."""
     return SimpleNamespace(
         card=SimpleNamespace(task=task, range=None, sha256=""), technique="wrm", seed=1, model=half_space,
-        split=lambda split="test", limit=0: plane().take(limit or 5), keep=lambda kind, name: None,
+        split=lambda split="test", limit=0: plane().take(limit or 5), keep=lambda kind, name, **ranks: None,
         label="half-space", progress=lambda work, label: nullcontext(SimpleNamespace(advance=lambda n, robust: None)),
     )  # fmt: skip
 

@@ -386,7 +386,7 @@ def test_the_method_keeps_its_points_with_the_run_under_a_name_of_its_settings(t
     assert len(list((tmp_path / "certify").glob("smoothing-*.tsv"))) == 1
     methods.smoothing(SmoothingConfig(n=501, radius=(0.1,)), run)
     assert len(list((tmp_path / "certify").glob("smoothing-*.tsv"))) == 2
-    run.keep = lambda kind, name: None
+    run.keep = lambda kind, name, each_rank=False: None
     (bare,) = methods.smoothing(config, run)
     assert bare.value == found.value
     (direct,) = certify_smoothed(net, split, Smoothing(sigma=0.25, n=500, radii=(0.1,)))

@@ -1,4 +1,5 @@
 from iclr18cli.testing import conformance
 
 test_dgc = conformance("dgc")
+test_wae = conformance("wae")
 test_wrm = conformance("wrm")

@@ -1,0 +1,1 @@
+"""Generative models: pictures of what they make, and measures of how good it is."""
