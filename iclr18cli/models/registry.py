@@ -36,7 +36,13 @@ class TransformSpec:
     summary: str
 
 
-TRANSFORMS: tuple[TransformSpec, ...] = ()
+TRANSFORMS: tuple[TransformSpec, ...] = (
+    TransformSpec(
+        name="multi-bit",
+        apply="iclr18cli.compression.layers:multi_bit",
+        summary="Matrices as packed binary codes with coefficients per row",
+    ),
+)
 """Transforms of the core (spectral norm, packed codes, …): add the record here."""
 
 

@@ -1,5 +1,6 @@
 from iclr18cli.testing import conformance
 
+test_alternating = conformance("alternating")
 test_dgc = conformance("dgc")
 test_wae = conformance("wae")
 test_wrm = conformance("wrm")

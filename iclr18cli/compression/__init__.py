@@ -1,0 +1,1 @@
+"""Compression that several techniques share: codes of weights and activations, packing, products."""
