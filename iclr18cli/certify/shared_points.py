@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from iclr18cli import launch
+from iclr18cli.errors import UserError
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -19,15 +20,47 @@ def in_parts(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
 
     What a part gives must not depend on the others, so that the number of ranks changes nothing. Every rank must call
     it with the same parts.
+
+    Raises:
+        UserError: A part is refused; on every rank, see `alike`.
     """
     ranks = launch.world()
-    own = [work(part) for part in parts[ranks.rank :: ranks.size]]
     if ranks.size == 1:
-        return own
+        return [work(part) for part in parts]
     whole: list[Any] = [None] * len(parts)
-    for rank, of_rank in enumerate(ranks.gather([_moved(result, "cpu") for result in own])):
+    told = _of_all(lambda: [_moved(work(part), "cpu") for part in parts[ranks.rank :: ranks.size]])
+    for rank, of_rank in enumerate(told):
         whole[rank :: ranks.size] = of_rank
     return whole
+
+
+def alike(work: Callable[[], R]) -> R:
+    """Return what `work` gives on this rank; what one rank refuses, all refuse.
+
+    A refused method is followed by the next one: a rank that is alone in it would hear what the others say of another.
+
+    Raises:
+        UserError: That of the first rank that has one.
+    """
+    if launch.world().size == 1:
+        return work()
+    results: list[R] = []
+    _of_all(lambda: results.append(work()))
+    return results[0]
+
+
+def _of_all(work: Callable[[], R]) -> list[R]:
+    """Return what `work` gives on each rank, or raise the first of their errors on all."""
+    result, refused = list[R](), None
+    try:
+        result.append(work())
+    except UserError as error:
+        refused = error
+    everyone = launch.world().gather((result, refused))
+    for _, first in everyone:
+        if first is not None:
+            raise first
+    return [given for results, _ in everyone for given in results]
 
 
 def slices(count: int, size: int) -> list[slice]:

@@ -8,6 +8,7 @@ N points · K classes
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -23,7 +24,7 @@ from iclr18cli.certify.problem import check_labels
 from iclr18cli.certify.randomized import ABSTAIN, Point, certified_radius, certify_point, model_dtype
 from iclr18cli.certify.randomized_attack import contradicted
 from iclr18cli.certify.result import Certificate
-from iclr18cli.certify.shared_points import agreed
+from iclr18cli.certify.shared_points import agreed, alike
 from iclr18cli.certify.smoothed_wording import RADII, Facts, Smoothing, certificate
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UserError
@@ -165,34 +166,42 @@ def _certified_points(
     """
     ranks = launch.world()
     whole = None if record is None else Path(record)
-    kept = KeptPoints(whole if ranks.first else None, settings, labels)
+    kept = alike(lambda: KeptPoints(whole if ranks.first else None, settings, labels))
     kept.points = ranks.broadcast(kept.points)
     known, own, first = len(kept.points), kept, len(kept.points)
     left = len(labels) - known
     if ranks.size > 1:
         part = ranks.part(left)
         first, left = known + part.start, part.stop - part.start
-        name = None if whole is None else whole.with_name(f"{whole.stem}.rank-{ranks.rank}-of-{ranks.size}.tsv")
-        own = KeptPoints(name, {**settings, "first": first}, labels[first : first + left], first)
+        ending = f".from-{known}.rank-{ranks.rank}-of-{ranks.size}.tsv"
+        name = None if whole is None else whole.with_name(whole.stem + ending)
+        own = alike(lambda: KeptPoints(name, settings, labels[first : first + left], first))
     done = len(own.points) if own is not kept else 0
     if known + done:
         progress(known + done)
-    for index in range(first + done, first + left):
-        own.add(
-            certify_point(
-                model, x[index], labels[index], index, sigma=asked.sigma, n0=asked.n0, n=asked.n, alpha=asked.alpha,
-                batch_size=batch_size, seed=asked.seed,
-            )
-        )  # fmt: skip
-        progress(1)
-    if own is kept:
-        return kept.points, known
-    for of_rank in ranks.gather(own.points):
-        for point in of_rank:
+
+    def certify() -> None:
+        for index in range(first + done, first + left):
+            own.add(
+                certify_point(
+                    model, x[index], labels[index], index, sigma=asked.sigma, n0=asked.n0, n=asked.n, alpha=asked.alpha,
+                    batch_size=batch_size, seed=asked.seed,
+                )
+            )  # fmt: skip
+            progress(1)
+
+    def put_together() -> None:
+        for point in found:
             kept.add(point)
-    if own.path is not None:
-        own.path.unlink(missing_ok=True)  # its points are in the whole file now
-    return kept.points, known + sum(ranks.gather(done))
+
+    alike(certify)
+    if own is not kept:
+        found = [point for of_rank in ranks.gather(own.points) for point in of_rank]
+        alike(put_together)
+        known += sum(ranks.gather(done))
+    for path in () if whole is None else whole.parent.glob(f"{glob.escape(whole.stem)}.from-*.rank-*.tsv"):
+        path.unlink(missing_ok=True)  # its points are in the whole file now, or were for another number of ranks
+    return kept.points, known
 
 
 def joint_radius(point: Point, asked: Smoothing, points: int) -> float:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from iclr18cli.certify import shared_points
+from iclr18cli.errors import UserError
 from iclr18cli.launch import World
 
 PROGRAM = [sys.executable, "-m", "iclr18cli"]
@@ -27,7 +28,7 @@ def around():
 
 
 def run(*arguments):
-    ended = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, env=around())
+    ended = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, env=around(), timeout=120)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)  # one document, from the first rank
 
@@ -72,10 +73,25 @@ def test_the_techniques_own_measurements_are_the_same(copies):
     line = ["--device", "cpu", "--limit", "100", "--json", "--quiet"]
     compared(
         run("wrm", "certify", copies[0], *line)["certificates"],
-        run("wrm", "certify", copies[1], *line, "--nproc", 2)["certificates"],
+        run("certify", copies[1], "--method", "technique", *line, "--nproc", 2)["certificates"],
         1e-5,
     )
     assert len(list((copies[1] / "eval").glob("*.json"))) == 1
+
+
+def test_a_method_that_one_rank_alone_refuses_leaves_the_next_ones_as_they_are(tmp_path):
+    own = tmp_path / "own_net.py"
+    own.write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU())\n"
+    )
+    line = ["--model", f"{own}:net", "--dataset", "digits", "--method", "ibp,crown", "--limit", "40", "--eps", "0.02",
+            "--eps", "0.04", "--device", "cpu", "--json", "--quiet"]  # fmt: skip
+    one = run("certify", *line, "--out", tmp_path / "one")
+    (blocked,) = (tmp_path / "one" / "certify").glob("*-ibp-linf-0.02-*.tsv")
+    (tmp_path / "many" / "certify" / blocked.name).mkdir(parents=True)  # only the first rank writes it, and cannot
+    many = run("certify", *line, "--out", tmp_path / "many", "--nproc", 4)
+    assert [(row["method"], row["refused"].split()[:2]) for row in many["refused"]] == [("ibp", ["Cannot", "write"])]
+    compared([c for c in one["certificates"] if c["kind"] == "crown"], many["certificates"], 1e-6)
 
 
 def test_smoothing_that_was_stopped_goes_on_with_the_points_of_every_rank(copies):
@@ -96,11 +112,13 @@ def test_smoothing_that_was_stopped_goes_on_with_the_points_of_every_rank(copies
         pytest.skip("it was over before the signal came")
     kept = sum(lines())
     assert kept >= 4
+    shutil.copytree(copies[1], copies[0], dirs_exist_ok=True)
     resumed = run("certify", copies[1], *line)
     assert resumed["certificates"][0]["solver"]["resumed_points"] == kept
     whole = run("certify", copies[0], *line[:-2])
     compared(whole["certificates"], resumed["certificates"], 0)
-    assert not list((copies[1] / "certify").glob("*.rank-*"))
+    for copy in copies:  # one process begins anew, and leaves nothing that a later call of two would stumble over
+        assert not list((copy / "certify").glob("*.rank-*"))
 
 
 class Heard(World):
@@ -124,6 +142,26 @@ def test_results_come_back_in_the_order_of_the_parts(count, monkeypatch):
         with suppress(LookupError):
             found = shared_points.in_parts(list(range(count)), lambda part: torch.tensor([10 * part]))
     assert [int(result) for result in found] == [10 * part for part in range(count)]
+
+
+@pytest.mark.parametrize("shared", [
+    lambda refuse: shared_points.in_parts([0, 1, 2], refuse),
+    lambda refuse: shared_points.alike(lambda: refuse(shared_points.launch.world().rank)),
+])  # fmt: skip
+def test_what_one_rank_refuses_all_refuse(shared, monkeypatch):
+    def refuse(part):
+        if part == 1:
+            raise UserError("part 1 is refused")
+
+    Heard.everyone = {}
+    for rank in (0, 1, 2, 0, 1):  # those that spoke first hear the others the second time
+        monkeypatch.setattr(shared_points.launch, "world", lambda rank=rank: Heard(rank, 3))
+        if len(Heard.everyone | {rank: None}) < 3:
+            with suppress(LookupError):
+                shared(refuse)
+        else:
+            with pytest.raises(UserError, match="part 1"):
+                shared(refuse)
 
 
 def test_slices_leave_something_for_every_rank(monkeypatch):

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iclr18cli import api
+from iclr18cli.errors import UsageError
 from iclr18cli.launch import World, _adopt_slurm, first_host
 from iclr18cli.run.checkpoint import Checkpoints
 from iclr18cli.run.memory import Memory
@@ -232,6 +234,12 @@ def test_options_that_contradict_each_other_are_wrong_usage(cli):
         ended = cli("wrm", "train", "--preset", "smoke", *wrong)
         assert ended.code == 2
         assert "--nproc" in ended.err or "--nnodes" in ended.err or "--rdzv-endpoint" in ended.err
+
+
+def test_from_python_ranks_come_from_torchrun(runs):
+    with pytest.raises(UsageError, match="under torchrun"):
+        api.train("wrm", preset="smoke", nproc="2")
+    assert not runs.exists()
 
 
 def test_a_run_that_cannot_be_made_is_told_once_and_leaves_nothing(tmp_path):

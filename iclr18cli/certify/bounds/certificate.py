@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from iclr18cli.attack.threat import Budget, Norm, Threat, format_range
 from iclr18cli.certify.bounds import SLACK, Intermediate, Method, margins
 from iclr18cli.certify.problem import check_labels, exact_copy
 from iclr18cli.certify.result import Certificate
-from iclr18cli.certify.shared_points import in_parts, slices
+from iclr18cli.certify.shared_points import alike, in_parts, slices
 from iclr18cli.data.tensors import Split
 from iclr18cli.device import derived_seed
 from iclr18cli.models.modes import device_of, evaluating
@@ -128,8 +129,7 @@ def certify_bounds(
             threat = Threat(asked.norm, eps, split.range if asked.box else None)
             result = _verified(double, placed, threat, asked, tell)
             path = record(eps)
-            if path is not None:
-                _write(path, split, result)
+            alike(partial(_write, path, split, result))
             found.append(_certificate(split, threat, asked, result, path))
     return found
 
@@ -258,8 +258,10 @@ def _certificate(split: Split, threat: Threat, asked: Asked, found: Verified, pa
     )
 
 
-def _write(path: Path, split: Split, found: Verified) -> None:
+def _write(path: Path | None, split: Split, found: Verified) -> None:
     """Write one line per point: index, label, right unmoved, certified, least margin proven, broken by the attack."""
+    if path is None:
+        return
     from iclr18cli.run.atomic import write_bytes
 
     columns = (split.y.tolist(), found.right.tolist(), found.certified.tolist(), found.least.tolist(),
