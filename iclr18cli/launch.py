@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 
 GRACE_SECONDS = 5.0
 """How long a rank that lost another one lives on, so that the launcher sees the one that failed first, and says why."""
@@ -139,6 +143,8 @@ def joined(device: str = "cpu") -> Iterator[World]:
     import torch
     import torch.distributed as dist
 
+    if launch_id():
+        _end_with_the_launcher()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     backend = "gloo"
     if device.split(":")[0] in ("auto", "cuda") and torch.cuda.is_available():
@@ -165,6 +171,15 @@ def joined(device: str = "cpu") -> Iterator[World]:
         _world = ALONE
         with suppress(Exception):  # of a group that is broken already
             dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Let Linux send SIGTERM, which ends a training after a checkpoint, if the launcher is killed; no-op elsewhere."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def leave(code: int) -> NoReturn:

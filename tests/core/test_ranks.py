@@ -164,6 +164,18 @@ def test_a_signal_ends_all_ranks_at_one_step_after_a_checkpoint(both, tmp_path):
 
 
 @linux
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+    process, ranks = begun(tmp_path / "run")
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(Path(f"/proc/{rank}/stat").exists() for rank in ranks.values()):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{rank}/stat").exists() for rank in ranks.values())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+
+@linux
 def test_a_run_of_two_ranks_goes_on_with_one_and_says_that_the_bits_differ(both, tmp_path):
     folder = tmp_path / "run"
     process, _ = begun(folder)
