@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -192,7 +193,8 @@ def _trained(call: Call, directory: RunDirectory, told: Mapping[str, Any] | None
 def next_commands(technique: Technique, path: Path) -> list[str]:
     """Suggest what to do with a run."""
     own = [f"iclr18 {technique.name} {word} {path}" for word in ("eval", "certify") if word in technique.commands]
-    return [*own, f"iclr18 attack {path}"]
+    task = json.loads((path / "model.json").read_bytes()).get("task")
+    return [*own, *([f"iclr18 attack {path}"] if task == "classify" else [])]
 
 
 def open_runs(references: Sequence[str], settings: Settings, console: Console) -> list[OpenedRun]:
