@@ -17,7 +17,7 @@ MERGED = -1
 def merge(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return one state for any number of workers, made of those of all N: u and v are the means over them.
 
-    The mean over the workers of what is pending, (1/N) sum_k v_k, is kept, and so is that of u.
+    The mean over the workers of what is pending, (1/N) sum_k v_k, is kept, and so are those of u and of the bytes.
 
     Args:
         states: Of every rank of one training, at one step, in any order; a merged one alone is returned as it is.
@@ -46,6 +46,7 @@ def merge(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     merged = {key: first[key] for key in ("format", "step", "skipped", "decay")}
     merged |= {"rank": MERGED, "size": MERGED}
     merged |= {kind: _mean([s[kind] for s in states]) for kind in ("u", "v")}
+    merged["traffic"] = {name: round(sum(s["traffic"][name] for s in states) / size) for name in first["traffic"]}
     if all("ledger" in s for s in states):
         # The books of a worker that saw the mean of everything: they balance because the means do.
         merged["ledger"] = {side: _mean([s["ledger"][side] for s in states]) for side in ("entered", "left")}

@@ -209,10 +209,9 @@ class DGCState:
         self.step, self.skipped = int(state["step"]), int(state["skipped"])
         if state["rank"] == MERGED:
             self.generator.manual_seed(derived_seed(self.seed, "dgc", self.rank, self.step))
-            self.traffic = Traffic()
         else:
             self.generator.set_state(state["sampler"].cpu())
-            self.traffic.load_state_dict(state["traffic"])
+        self.traffic.load_state_dict(state["traffic"])
         if self.ledger is not None:
             self.ledger = Ledger()
             if "ledger" in state:

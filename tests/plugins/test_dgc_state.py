@@ -213,12 +213,16 @@ def test_merging_takes_the_mean_and_goes_on_on_any_rank():
     one = other_rank(optimizer.state.state_dict(), 0, 2)
     train(net, optimizer, 3)
     two = other_rank(optimizer.state.state_dict(), 1, 2) | {"step": 3}
+    one["traffic"] = one["traffic"] | {"sent": 100}
+    two["traffic"] = two["traffic"] | {"sent": 50}
     merged = DGCState.merge([two, one])
+    assert merged["traffic"] == one["traffic"] | {"sent": 75}
     for kind in ("u", "v"):
         for name in one[kind]:
             assert torch.equal(merged[kind][name], (one[kind][name] + two[kind][name]) / 2)
     fresh = DGCState(network(), schedule=0.1, audit=True)
     fresh.load_state_dict(merged)
+    assert fresh.traffic.sent == 75
     assert max(fresh.ledger.imbalance(fresh.residual).values()) < 1e-14
     assert fresh.step == 3
     again = DGCState.merge([fresh.state_dict()])  # of one worker: the same, for any number of workers
