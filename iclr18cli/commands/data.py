@@ -78,6 +78,11 @@ def show(name: Name, data_dir: DataDir = "", json: Json = False) -> None:
     if where in ("built in", "here") or argument:
         for split in spec.splits:
             data = open_split(name, split, data_dir=data_dir)
+            if spec.task == "language":
+                types = len(set(data.words))  # type: ignore[attr-defined]
+                document["splits"][split] = {"tokens": len(data), "types": types, "sha256": data.digest()}
+                lines.append(f"{split:<6} {len(data):>9,} tokens with <eos>   {types:,} types")
+                continue
             counts = data.y.bincount(minlength=len(data.classes)).tolist()
             document["splits"][split] = {
                 "n": len(data),

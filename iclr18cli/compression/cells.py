@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclr18cli.compression.kernels import numba_kernels
-from iclr18cli.compression.layers import bias
 from iclr18cli.compression.methods import code_rows
 from iclr18cli.compression.packing import PackedCodes, pack
+from iclr18cli.compression.recurrent import biases
 
 Sequence = Callable[[], Tensor]
 """Runs all steps and returns the last h, (H,)."""
@@ -74,7 +74,7 @@ class PackedCell:
 def packed_sequence(layer: nn.LSTM, x_TH: Tensor, bits: int) -> tuple[Sequence, int]:
     """Return (runner, bytes of both matrices) of an LSTM with weights, inputs and states of `bits` bits."""
     rows = [pack(code_rows(getattr(layer, f"weight_{part}_l0").detach(), bits)) for part in ("ih", "hh")]
-    cell = PackedCell(rows[0], rows[1], bias(layer, 0), bits=bits)
+    cell = PackedCell(rows[0], rows[1], whole_bias(layer), bits=bits)
     coded = pack(code_rows(x_TH, bits))
     words, beta = coded.words_MKW.numpy(), coded.alpha_MK.numpy()
 
@@ -89,7 +89,7 @@ def packed_sequence(layer: nn.LSTM, x_TH: Tensor, bits: int) -> tuple[Sequence, 
 
 def float_sequences(layer: nn.LSTM, x_TH: Tensor) -> dict[str, Sequence]:
     """Return runners of the float32 cells; all compute the same."""
-    w, u, b = layer.weight_ih_l0.detach(), layer.weight_hh_l0.detach(), bias(layer, 0).detach()  # type: ignore[operator]
+    w, u, b = layer.weight_ih_l0.detach(), layer.weight_hh_l0.detach(), whole_bias(layer).detach()  # type: ignore[operator]
     H = layer.hidden_size
     cell = nn.LSTMCell(H, H)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in layer.state_dict().items()})
@@ -150,3 +150,9 @@ def sequences(
     for k in bits:
         runners[f"packed {k}/{k}"], sizes[f"packed {k}/{k}"] = packed_sequence(layer, x_TH, k)
     return runners, sizes
+
+
+def whole_bias(layer: nn.LSTM) -> Tensor:
+    """Return the sum of a layer's two biases, (4H,)."""
+    from_inputs, from_states = biases(layer, 0)
+    return (from_inputs + from_states).detach()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iclr18cli.compression.binary_codes import BinaryCodes, alternating, check, greedy, ordered, refined, signs
 
-Method = Literal["greedy", "refined", "alternating", "exact", "uniform", "balanced", "ternary"]
+Method = Literal["greedy", "refined", "alternating", "exact", "uniform", "uniform-matrix", "balanced", "ternary"]
 
 
 def code_rows(w_MN: Tensor, bits: int, *, method: Method = "alternating", iterations: int = 2) -> BinaryCodes:
@@ -48,6 +48,8 @@ def code_rows(w_MN: Tensor, bits: int, *, method: Method = "alternating", iterat
             return exact_two_bits(w_MN)
         case "uniform":
             return uniform(w_MN, bits)
+        case "uniform-matrix":
+            return uniform(w_MN, bits, whole=True)
         case "balanced":
             return balanced(w_MN, bits)
         case "ternary":
@@ -96,13 +98,16 @@ def ternary(w_MN: Tensor) -> BinaryCodes:
     return BinaryCodes(half_M1.expand(-1, 2), torch.stack([first_MN, torch.where(kept_MN, first_MN, -first_MN)], 1))
 
 
-def uniform(w_MN: Tensor, bits: int) -> BinaryCodes:
+def uniform(w_MN: Tensor, bits: int, *, whole: bool = False) -> BinaryCodes:
     """Round w / max |w| to 2^K even levels of [-1, 1]: 2 (round((2^K - 1)(x + 1) / 2) / (2^K - 1) - 1/2), section 2.
 
-    The paper does not say over what the maximum is taken; here over each row, like the other methods' coefficients.
+    The paper does not say over what the maximum is taken: over each row, like the other methods' coefficients, or over
+    the whole matrix, which is weaker and is what the paper's errors look like.
     """
     check(w_MN, bits)
     scale_M1 = w_MN.abs().amax(1, keepdim=True)
+    if whole:
+        scale_M1 = scale_M1.amax(0, keepdim=True).expand_as(scale_M1)
     x_MN = w_MN / torch.where(scale_M1 > 0, scale_M1, 1.0)
     return _even_levels(torch.round((2**bits - 1) * (x_MN + 1) / 2).long(), scale_M1, bits)
 

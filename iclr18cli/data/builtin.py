@@ -17,6 +17,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 USPS_URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/"
+SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 
 ARCHIVES: Mapping[str, File] = {
@@ -65,6 +66,13 @@ def _cifar_split(batch: str) -> tuple[str, ...]:
     return ("test",) if batch == "test_batch" else ("train",)
 
 
+TEXT_SPLITS = ("train", "valid", "test")
+_PTB = (
+    ("train", 5_101_618, "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf"),
+    ("valid", 399_782, "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2"),
+    ("test", 449_945, "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0"),
+)
+
 BUILTIN: tuple[DatasetSpec, ...] = (
     DatasetSpec(
         name="digits",
@@ -73,6 +81,15 @@ BUILTIN: tuple[DatasetSpec, ...] = (
         load="iclr18cli.data.offline:load_digits",
         license="CC BY 4.0 (UCI, E. Alpaydin and C. Kaynak), ships with scikit-learn",
         offline=True,
+    ),
+    DatasetSpec(
+        name="fonts",
+        task="classify",
+        summary="Printed digits in 20 fonts, 8x8 grey; 1,800 train, 400 test in other fonts",
+        load="iclr18cli.data.fonts:load",
+        license="drawn here; fonts that ship with matplotlib and Pillow",
+        offline=True,
+        argument="[SIZE]",
     ),
     DatasetSpec(
         name="rings",
@@ -127,6 +144,17 @@ BUILTIN: tuple[DatasetSpec, ...] = (
             File(path="usps/usps.t.bz2", url=f"{USPS_URL}usps.t.bz2", splits=("test",)),
         ),
         license="none stated; given to the research community by AT&T",
+    ),
+    DatasetSpec(
+        name="svhn",
+        task="classify",
+        summary="House numbers, cropped digits, 32x32 RGB; 73,257 train, 26,032 test",
+        load="iclr18cli.data.svhn:load",
+        files=tuple(
+            File(path=f"svhn/{split}_32x32.mat", url=f"{SVHN_URL}{split}_32x32.mat", splits=(split,))
+            for split in ("train", "test")
+        ),
+        license="non-commercial use only (Netzer et al. 2011)",
     ),
     DatasetSpec(
         name="cifar10",
@@ -198,6 +226,44 @@ BUILTIN: tuple[DatasetSpec, ...] = (
         argument="[SIZE]",
     ),
     DatasetSpec(
+        name="python-docs",
+        task="language",
+        summary="The language reference in every CPython: 65,000 words of prose and code",
+        load="iclr18cli.text.corpus:load_python_docs",
+        splits=TEXT_SPLITS,
+        license="PSF License, ships with Python",
+        offline=True,
+    ),
+    DatasetSpec(
+        name="ptb",
+        task="language",
+        summary="Penn Treebank, Mikolov's preparation, 10,000 words; 929,589 / 73,760 / 82,430 tokens",
+        load="iclr18cli.text.corpus:load_ptb",
+        files=tuple(
+            File(path=f"ptb/ptb.{split}.txt", bytes=size, sha256=sha256, splits=(split,))
+            for split, size, sha256 in _PTB
+        ),
+        splits=TEXT_SPLITS,
+        license="LDC, restricted: local research only",
+    ),
+    DatasetSpec(
+        name="wikitext-2",
+        task="language",
+        summary="WikiText-2, words, 33,278 of them; 2,088,628 / 217,646 / 245,569 tokens",
+        load="iclr18cli.text.corpus:load_wikitext2",
+        files=tuple(File(path=f"wikitext-2/wiki.{split}.tokens", splits=(split,)) for split in TEXT_SPLITS),
+        splits=TEXT_SPLITS,
+        license="CC BY-SA 3.0",
+    ),
+    DatasetSpec(
+        name="lines",
+        task="language",
+        summary="Your own text: a file, or a folder with train.txt, valid.txt, test.txt",
+        load="iclr18cli.text.corpus:load_lines",
+        splits=TEXT_SPLITS,
+        argument="PATH",
+    ),
+    DatasetSpec(
         name="npz",
         task="classify",
         summary="Your own arrays: x and y, or x_train, y_train, x_test, y_test",
@@ -240,6 +306,8 @@ ALTERNATIVES: Mapping[str, tuple[tuple[File, ...], ...]] = {
         (File(path="usps/zip.train.gz", splits=("train",)), File(path="usps/zip.test.gz", splits=("test",))),
         (File(path="usps/usps.h5"),),
     ),
+    "wikitext-2": (tuple(File(path=f"wikitext-2/{split}.txt", splits=(split,)) for split in TEXT_SPLITS),),
+    "ptb": (tuple(File(path=f"penn/{split}.txt", splits=(split,)) for split in TEXT_SPLITS),),
     "cifar10": (
         tuple(File(path=f"cifar-10-batches-py/{batch}", splits=_cifar_split(batch)) for batch, _ in _CIFAR10_BIN),
     ),

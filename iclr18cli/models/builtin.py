@@ -33,4 +33,17 @@ BUILTIN: tuple[ModelSpec, ...] = (
         summary="ResNet-20 for CIFAR, parameter-free shortcuts (He et al. 2016)",
         input_shape=(3, 32, 32),
     ),
+    ModelSpec(
+        name="resnet",
+        build="iclr18cli.models.vision:resnet",
+        task="classify",
+        summary="ResNet of any depth 6n + 2 for CIFAR, with dropout between convolutions if asked",
+        input_shape=(3, 32, 32),
+    ),
+    ModelSpec(
+        name="recurrent-lm",
+        build="iclr18cli.text.recurrent:RecurrentLM",
+        task="language",
+        summary="Language model: embedding, LSTM or GRU layers, decoder; every dropout of AWD-LSTM",
+    ),
 )

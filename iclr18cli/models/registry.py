@@ -39,7 +39,7 @@ class TransformSpec:
 TRANSFORMS: tuple[TransformSpec, ...] = (
     TransformSpec(
         name="multi-bit",
-        apply="iclr18cli.compression.layers:multi_bit",
+        apply="iclr18cli.compression.networks:multi_bit",
         summary="Matrices as packed binary codes with coefficients per row",
     ),
 )

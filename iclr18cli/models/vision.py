@@ -175,15 +175,40 @@ def resnet20(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Sequential:
-    """Build the 20-layer residual network for CIFAR, He et al. (2016), section 4.2: (B, C, H, W) to logits (B, K).
+    """Build the 20-layer residual network for CIFAR: `resnet` of depth 20 without dropout.
 
-    3x3 convolution, three stages of three blocks with 16, 32, 64 filters, global average pooling, dense layer;
-    shortcuts without parameters (option A), zero channels appended last. He initialisation (fan-out). 269,722
-    parameters for 3x32x32 and 10 classes; the stages see images of 32, 16 and 8 pixels a side.
+    269,722 parameters for 3x32x32 and 10 classes.
+
+    Args:
+        input_shape, classes, activation, mean, std: See `resnet`.
+
+    Raises:
+        TypeError, ValueError: A value is out of range.
+    """
+    return resnet(input_shape=input_shape, classes=classes, activation=activation, mean=mean, std=std)
+
+
+def resnet(
+    *,
+    input_shape: Sequence[int] = (3, 32, 32),
+    classes: int = 10,
+    depth: int = 20,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Sequential:
+    """Build a residual network for CIFAR, He et al. (2016), section 4.2: (B, C, H, W) to logits (B, K).
+
+    3x3 convolution, three stages of (depth - 2) / 6 blocks with 16, 32, 64 filters, global average pooling, dense
+    layer; shortcuts without parameters (option A), zero channels appended last. He initialisation (fan-out). The stages
+    see images of 32, 16 and 8 pixels a side.
 
     Args:
         input_shape: (C, H, W), at least 4x4.
         classes: Number of logits K.
+        depth: 6n + 2: 20, 32, 44, 56, 110; 8 is the smallest.
+        dropout: Between the two convolutions of a block, in [0, 1); 0 leaves the layer out.
         activation: After every convolution's normalisation and after every sum.
         mean, std: See `iclr18cli.models.layers.Normalize`.
 
@@ -192,15 +217,20 @@ def resnet20(
     """
     C, H, W = image_shape(input_shape, at_least=4)
     positive(classes=classes)
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"depth must be 6n + 2: 8, 14, 20, …; received depth={depth}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1); received dropout={dropout}")
     layers = first_layer(input_shape, mean, std)
     layers += [*_convolution(C, 16, stride=1), make_activation(activation)]
     width = 16
     for filters in (16, 32, 64):
-        for _ in range(3):
+        for _ in range(depth // 6):
             stride = 1 if filters == width else 2
             block = nn.Sequential(
                 *_convolution(width, filters, stride=stride),
                 make_activation(activation),
+                *([nn.Dropout(dropout)] if dropout else []),
                 *_convolution(filters, filters, stride=1),
             )
             shortcut = nn.Identity() if stride == 1 else PadShortcut(stride, filters - width)

@@ -48,7 +48,18 @@ def dumps(tensors: Mapping[str, Tensor]) -> bytes:
         else:
             kept[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
     metadata = {"format": "pt"} | ({TIED: json.dumps(tied)} if tied else {})
-    return safetensors.torch.save(kept, metadata)
+    return _ordered(safetensors.torch.save(kept, metadata))
+
+
+def _ordered(payload: bytes) -> bytes:
+    """Return a safetensors file whose metadata are in order: the library writes two entries in a random one."""
+    length = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > length:
+        return payload
+    return payload[:8] + text.ljust(length) + payload[8 + length :]
 
 
 def loads(payload: bytes, path: Path) -> dict[str, Tensor]:

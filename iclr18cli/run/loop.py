@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import shutil
 import traceback
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -243,6 +245,25 @@ class Run:
             return done
 
         return self._phases.iterate(count, f"{self.technique} {total_name}", index)
+
+    def passes(self, counts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Iterate over (epoch, step in it), both from 0, for techniques whose epochs have steps of their own number.
+
+        Args:
+            counts: Number of steps of each epoch, at least 1.
+        """
+        if not all(count >= 1 for count in counts):
+            raise ValueError(f"every epoch must have a step; received {list(counts)[:10]}")
+        at = self._phases.at
+        ends = list(accumulate(counts))
+
+        def place(done: int) -> tuple[int, int]:
+            epoch = bisect_right(ends, done)
+            at.epoch = at.epochs_before + epoch + 1
+            self.epoch_ends, self.weight = done == ends[epoch] - 1, 1.0
+            return epoch, done - (ends[epoch] - counts[epoch])
+
+        return self._phases.iterate(ends[-1] if ends else 0, self.technique, place)
 
     def stop(self) -> None:
         """End the current phase after this step, as if it had been the last: early stopping that resumes exactly."""

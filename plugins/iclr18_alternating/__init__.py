@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from iclr18cli.plugin import Command, ModelSpec, Technique, hookimpl
+from iclr18cli.plugin import Command, Technique, hookimpl
 
 iclr18_api = 1
 
@@ -25,12 +25,7 @@ COMMANDS = {
     "bench": command("BenchConfig", "bench:bench", "Time an LSTM step at batch 1 beside float32 and int8",
                      gives="report"),
 }
-MODELS = (
-    ModelSpec(name="alternating/lm", build="iclr18_alternating.model:RecurrentLM", task="language",
-              summary="Embedding, LSTM and decoder: the paper's language model"),
-)
 TECHNIQUE = Technique(name="alternating", summary="Multi-bit quantisation of recurrent networks",
                       paper="arXiv:1802.00150", authors="Xu, Yao, Lin, Ou, Cao, Wang, Zha", commands=COMMANDS)
 # fmt: on
 iclr18_techniques = hookimpl(lambda: [TECHNIQUE], specname="iclr18_techniques")
-iclr18_models = hookimpl(lambda: MODELS, specname="iclr18_models")

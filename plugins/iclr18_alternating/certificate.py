@@ -4,23 +4,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from itertools import pairwise, product
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from iclr18_alternating.config import CertifyConfig
-from iclr18_alternating.evaluate import perplexity, text
 from iclr18cli.certify.result import Certificate
 from iclr18cli.compression.binary_codes import BinaryCodes, alternating, greedy, nearest_codes
 from iclr18cli.compression.layers import Packed
 from iclr18cli.compression.packing import packed_bytes
 from iclr18cli.errors import UserError
 from iclr18cli.models.card import WEIGHTS
+from iclr18cli.text.certificate import perplexity_certificate
+from iclr18cli.text.training import text_of
 
 if TYPE_CHECKING:
     from iclr18cli.run.opened import OpenedRun
@@ -36,12 +35,14 @@ def certify(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
     """
     if not run.card.transforms:
         raise UserError(f"{run.path} is a float model.", fix=f"iclr18 alternating quantize {run.path}")
-    net, tokens = run.model(), text(run).split("test", config.limit)
+    net, tokens = run.model(), text_of(run, "test", config.limit)
     bits = run.card.transforms[0]["kwargs"]["activation_bits"] or 2
     h_VN = hidden_states(net, tokens, config.vectors, run.device)
     sample = {"dataset": run.card.dataset, "split": "test", "n": len(h_VN), "what": "hidden states of the last layer"}
     return [
-        falling(h_VN, bits, sample), nearest(h_VN, bits, sample), stored(net, run), interval(net, tokens, config, run),
+        falling(h_VN, bits, sample), nearest(h_VN, bits, sample), stored(net, run),
+        perplexity_certificate(net, tokens, delta=config.delta, device=run.device, dataset=run.data,
+                               words=run.card.classes),
     ]  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def certify(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
 def hidden_states(net: nn.Module, tokens: Tensor, count: int, device: torch.device) -> Tensor:
     """Return the last `count` hidden states after a piece of text, float64."""
     seen: list[Tensor] = []
-    handle = net.recurrent.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))  # type: ignore[union-attr]
+    handle = net.recurrent[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))  # type: ignore[index, union-attr]
     try:
         net(tokens[: count + 16, None].to(device))
     finally:
@@ -113,27 +114,4 @@ def stored(net: nn.Module, run: OpenedRun) -> Certificate:
         not_claimed=["Memory of the program while it computes.",
                      "That a run is as much faster: see alternating bench."],
         constants={"counted": counted, "formula": formula, "float32": floats, "file": file},
-    )  # fmt: skip
-
-
-def interval(net: nn.Module, tokens: Tensor, config: CertifyConfig, run: OpenedRun) -> Certificate:
-    """State an interval of perplexity by the means of consecutive blocks, which are nearly independent."""
-    began = time.perf_counter()
-    found, losses_TB = perplexity(net, tokens, run.device)
-    length = max(1, min(200, len(losses_TB) // 4))
-    blocks = losses_TB[: len(losses_TB) // length * length].double().unflatten(0, (-1, length)).mean(1).flatten()
-    error = float(blocks.std() / math.sqrt(len(blocks)))
-    width = NormalDist().inv_cdf(1 - config.delta / 2) * error
-    low, high = found * math.exp(-width), found * math.exp(width)
-    chance = float(net.decoder.weight.alpha.shape[0])  # type: ignore[union-attr, index]
-    return Certificate(
-        kind="technique", verdict="estimate", value=high, quantity="perplexity per token", vacuous=high >= chance,
-        vacuous_above=chance, confidence={"delta": config.delta, "kind": "normal, block means"},
-        sample={"dataset": run.card.dataset, "split": "test", "n": losses_TB.numel(), "blocks": len(blocks)},
-        statement=(f"Perplexity on {losses_TB.numel():,} test tokens is {found:.2f}; over texts like it, {low:.2f} to "
-                   f"{high:.2f} at level {1 - config.delta:g}, from {len(blocks)} blocks of {length} tokens."),
-        not_claimed=["That other texts are like this one.",
-                     "An exact level: block means are taken as independent and normal."],
-        assumptions=["Blocks of the text are independent, their mean is normal."], constants={"low": low, "high": high},
-        seconds=time.perf_counter() - began,
     )  # fmt: skip

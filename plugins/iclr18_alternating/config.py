@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from iclr18cli.plugin import Option
 
-Method = Literal["alternating", "refined", "greedy", "uniform", "balanced", "exact", "ternary"]
+Method = Literal["alternating", "refined", "greedy", "uniform", "uniform-matrix", "balanced", "exact", "ternary"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Section 5: plain SGD, its step divided when validation gets worse than the best."""
 
-    dataset: Annotated[str, Option("Text: python-docs, ptb, lines:PATH.", metavar="D")] = "python-docs"
+    dataset: Annotated[str, Option("Text: python-docs, ptb, wikitext-2, lines:PATH.", metavar="D")] = "python-docs"
     start: Annotated[str, Option("Run of a float model to start from; empty: from scratch.", metavar="RUN")] = ""
     bits_weights: Annotated[int, Option("Bits of a weight; 0: float training.", min=0, max=8)] = 2
     bits_activations: Annotated[int, Option("Bits of a hidden state's entry; 0: float.", min=0, max=8)] = 2
@@ -22,6 +22,7 @@ class TrainConfig:
     iterations: Annotated[int, Option("T, alternations.", min=0)] = 2
     hidden: Annotated[int, Option("Hidden units, and entries of an embedding.", min=1)] = 300
     layers: Annotated[int, Option("Recurrent layers.", min=1)] = 1
+    cell: Annotated[Literal["lstm", "gru"], Option("Kind of recurrent layer.")] = "lstm"
     dropout: Annotated[float, Option("Dropout of embeddings and outputs.", min=0, max=0.99)] = 0.5
     epochs: Annotated[int, Option("Passes over the text at most.", min=1)] = 80
     batch_size: Annotated[int, Option("Sequences side by side.", min=1)] = 20
@@ -31,6 +32,8 @@ class TrainConfig:
     least_rate: Annotated[float, Option("Training stops below this step size.", min=0)] = 0.001
     clip: Annotated[float, Option("Largest norm of the gradient.", above=0)] = 0.25
     limit: Annotated[int, Option("Train on the first LIMIT tokens; 0: all.", min=0)] = 0
+    limit_eval: Annotated[int, Option("Validate and test on the first tokens; 0: all.", min=0)] = 0
+    max_words: Annotated[int, Option("Words of the vocabulary at most; 0: all.", min=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

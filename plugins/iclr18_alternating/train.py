@@ -2,81 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from iclr18_alternating.config import TrainConfig
-from iclr18_alternating.corpus import Corpus, columns, open_corpus
-from iclr18_alternating.evaluate import perplexity, save
-from iclr18cli.compression.layers import MultiBitConfig, quantise_, train_quantised_, trained_float_
+from iclr18cli.compression.layers import MultiBitConfig
+from iclr18cli.compression.networks import quantise_, train_quantised_, trained_float_, transform
 from iclr18cli.compression.straight_through import clip_
 from iclr18cli.errors import UserError
 from iclr18cli.models.registry import build
+from iclr18cli.text.corpus import Corpus, open_corpus
+from iclr18cli.text.perplexity import perplexity, token_losses
+from iclr18cli.text.training import Plan, fit, save
 
 if TYPE_CHECKING:
     from iclr18cli.run.loop import Run
 
-MODEL = "alternating/lm"
+MODEL = "recurrent-lm"
 
 
 def train(config: TrainConfig, run: Run) -> None:
     """Minimise the cross-entropy of the next token."""
-    corpus = open_corpus(config.dataset, data_dir=run.settings.data_dir, download=run.settings.download)
+    corpus = open_corpus(
+        config.dataset, data_dir=run.settings.data_dir, download=run.settings.download, limit=config.limit,
+        limit_eval=config.limit_eval, max_words=config.max_words,
+    )  # fmt: skip
     net, kwargs = network(config, corpus, run)
     coding = MultiBitConfig(
         weight_bits=config.bits_weights or 1, activation_bits=config.bits_activations, method=config.method,
         iterations=config.iterations, activation_iterations=config.iterations,
     )  # fmt: skip
-    if config.bits_weights:
+    quantised = bool(config.bits_weights)
+    if quantised:
         train_quantised_(net, coding)
     net = run.prepare(net)
-    fit(net, corpus, config, run)
-    if config.bits_weights:
+    # Section 4: master weights stay in [-1, 1].
+    fit(net, corpus, plan(config), run, loss, after_step=clip_ if quantised else None)
+    if quantised:
         net = quantise_(trained_float_(net), coding)
-    save(run.path, net, MODEL, kwargs, corpus, config.dataset, coding if config.bits_weights else None)
-    run.finish(
-        **{f"{name}_perplexity": perplexity(net, corpus.split(name), run.device)[0] for name in ("valid", "test")}
-    )
+    if run.world.first:
+        save(run.path, net, MODEL, kwargs, corpus.vocabulary, config.dataset, (transform(coding),) if quantised else ())
+    run.finish(**{
+        f"{name}_perplexity": perplexity(token_losses(net, corpus.split(name), run.device))
+        for name in ("valid", "test")
+    })  # fmt: skip
 
 
-def fit(net: nn.Module, corpus: Corpus, config: TrainConfig, run: Run) -> None:
-    """Train a network in place; the best epoch's weights are kept."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=config.learning_rate)
-    run.track(net=net, optimizer=optimizer)
-    text_NB = columns(corpus.split("train", config.limit), config.batch_size).to(run.device)
-    starts = range(0, len(text_NB) - 1, config.unroll)
-    for step in run.steps(config.epochs * len(starts)):
-        place = step % len(starts)
-        piece_TB = text_NB[starts[place] : starts[place] + config.unroll + 1]
-        own_B = run.share(torch.arange(config.batch_size, device=run.device))
-        state = run.values.get("state") if place else None
-        logits_TBV, state = net(piece_TB[:-1, own_B], state)
-        loss = F.cross_entropy(logits_TBV.flatten(0, 1), piece_TB[1:, own_B].flatten())
-        run.values["state"] = tuple(part.detach() for part in state)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), config.clip)
-        optimizer.step()
-        if config.bits_weights:
-            clip_(net)  # section 4: master weights stay in [-1, 1]
-        run.log(loss=loss)
-        if place == len(starts) - 1:
-            end_of_epoch(net, optimizer, corpus, config, run)
-    run.restore_best()
+def loss(
+    net: nn.Module, x_TB: Tensor, y_TB: Tensor, state: Sequence[Tensor] | None
+) -> tuple[Tensor, Sequence[Tensor], dict[str, Any]]:
+    """Return (mean cross-entropy, state, nothing else to log) of a piece of text."""
+    logits_TBV, after = net(x_TB, state)
+    return F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten()), after, {}
 
 
-def end_of_epoch(net: nn.Module, optimizer: Any, corpus: Corpus, config: TrainConfig, run: Run) -> None:
-    """Validate; divide the step size where it got worse than the best, and stop once it is too small."""
-    found, _ = perplexity(net, corpus.valid, run.device)
-    run.record("valid", perplexity=found)
-    if not run.best(found):
-        for group in optimizer.param_groups:
-            group["lr"] /= config.decay
-            if group["lr"] < config.least_rate:
-                run.stop()
+def plan(config: TrainConfig) -> Plan:
+    """Return how a network is trained: the step size is divided after every epoch without a new best."""
+    return Plan(
+        epochs=config.epochs, batch_size=config.batch_size, bptt=config.unroll, learning_rate=config.learning_rate,
+        clip=config.clip, decay=config.decay, least_rate=config.least_rate,
+    )  # fmt: skip
 
 
 def network(config: TrainConfig, corpus: Corpus, run: Run) -> tuple[nn.Module, dict[str, Any]]:
@@ -85,18 +73,22 @@ def network(config: TrainConfig, corpus: Corpus, run: Run) -> tuple[nn.Module, d
     Raises:
         UserError: That run has no float model, or one for another text.
     """
-    kwargs: dict[str, Any] = {"vocabulary_size": len(corpus.vocabulary), "hidden": config.hidden}
-    kwargs |= {"layers": config.layers, "dropout": config.dropout}
+    kwargs: dict[str, Any] = {"vocabulary_size": len(corpus.vocabulary), "hidden": config.hidden, "cell": config.cell}
+    kwargs |= {"layers": config.layers, "dropout_input": config.dropout, "dropout_output": config.dropout}
+    kwargs |= {"dropout_hidden": config.dropout, "locked": False}
     if not config.start:
         return build(MODEL, **kwargs), kwargs
     from iclr18cli.models.card import open_model
     from iclr18cli.paths import runs_root
     from iclr18cli.run.directory import find_run
+    from iclr18cli.text.vocabulary import Vocabulary
 
-    net, card = open_model(find_run(config.start, runs_root(run.settings.runs_dir)).path)
-    if card.model != MODEL or card.transforms or card.dataset != config.dataset:
+    folder = find_run(config.start, runs_root(run.settings.runs_dir)).path
+    net, card = open_model(folder)
+    fits = card.model == MODEL and not card.transforms and card.dataset == config.dataset
+    if not fits or Vocabulary.load(folder).words != corpus.vocabulary.words:
         raise UserError(
-            f"{config.start} has no float language model for '{config.dataset}'.",
-            fix=f"iclr18 alternating train --bits-weights 0 --dataset {config.dataset}",
+            f"{config.start} has no float language model for '{config.dataset}' and this vocabulary.",
+            fix=f"iclr18 alternating train --bits-weights 0 --dataset {config.dataset}, the same limits in both",
         )
     return net.requires_grad_(True).train(), dict(card.kwargs)

@@ -28,8 +28,14 @@ def certify(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
     """Let real workers go on with the run's training for a few steps, and compare what they sent with what they owe.
 
     Raises:
-        UserError: The run was not trained with a sparse compressor.
+        UserError: The run was not trained with a sparse compressor, or on text.
     """
+    if run.card.task == "language":
+        raise UserError(
+            f"{run.path} is a language model, whose training is not replayed.",
+            why="the audit lets workers go on with batches of independent examples",
+            fix="iclr18 dgc certify a run on images; the exchange is the same code",
+        )
     trained = training_config(run)
     if trained.compressor not in ("dgc", "gradient-dropping"):
         raise UserError(

@@ -13,7 +13,7 @@ from iclr18_dgc.compressors import Compressed, compress
 from iclr18_dgc.config import EvalConfig, TrainConfig
 from iclr18_dgc.schedule import Schedule
 from iclr18cli.data.augment import CropAndFlip
-from iclr18cli.data.registry import open_split
+from iclr18cli.data.registry import find, open_split
 from iclr18cli.data.tensors import Split
 from iclr18cli.errors import UsageError
 from iclr18cli.models.measures import classified
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 def train(config: TrainConfig, run: Run) -> None:
     """Train; every worker computes the gradient of its share of the batch and sends what the compressor keeps of it."""
+    if find(config.dataset)[0].task == "language":
+        from iclr18_dgc.language import train_text
+
+        return train_text(config, run)
     read = partial(open_split, config.dataset, data_dir=run.settings.data_dir, download=run.settings.download)
     data, test = read("train"), read("test")
     data = data.take(config.limit) if config.limit else data
@@ -120,6 +124,10 @@ def check(config: TrainConfig, data: Split) -> None:
 
 def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
     """Measure a run on a split, and repeat what its training counted."""
+    if run.card.task == "language":
+        from iclr18_dgc.language import evaluate_text
+
+        return evaluate_text(config, run)
     split = run.split(config.split, config.limit).to(run.device)
     kept = run.directory.info.get("metrics", {})
     counted = {name: kept[name] for name in ("payload_bytes", "dense_bytes", "ratio", "workers") if name in kept}

@@ -7,17 +7,9 @@ from torch import nn
 from iclr18cli.compression import kernels
 from iclr18cli.compression.binary_codes import alternating
 from iclr18cli.compression.kernels import multiply, quantise_vectors
-from iclr18cli.compression.layers import (
-    MultiBitConfig,
-    PackedLinear,
-    PackedLSTM,
-    memory,
-    multi_bit,
-    quantise_,
-    train_quantised_,
-    transform,
-)
+from iclr18cli.compression.layers import MultiBitConfig, PackedLinear
 from iclr18cli.compression.methods import code_rows
+from iclr18cli.compression.networks import memory, multi_bit, quantise_, train_quantised_, transform
 from iclr18cli.compression.packing import (
     code_products,
     pack,
@@ -27,6 +19,7 @@ from iclr18cli.compression.packing import (
     popcount,
     unpack_bits,
 )
+from iclr18cli.compression.recurrent import PackedRecurrent, QuantisedRecurrent, biases, unroll
 from iclr18cli.compression.straight_through import clip_, straight_through
 from iclr18cli.errors import UserError
 
@@ -113,7 +106,7 @@ def test_without_numba_one_line_says_what_to_install(monkeypatch):
 def test_numba_is_not_imported_before_it_is_used():
     import subprocess
 
-    program = "import sys, iclr18cli.compression.layers; print('numba' in sys.modules)"
+    program = "import sys, iclr18cli.compression.networks; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -241,14 +234,13 @@ def test_gradients_reach_every_float_weight_of_a_quantised_network():
 def test_other_kinds_of_lstm_are_refused():
     for layer in (nn.LSTM(3, 4, bidirectional=True), nn.LSTM(3, 4, batch_first=True), nn.LSTM(3, 4, proj_size=2)):
         with pytest.raises(ValueError, match="only one-way"):
-            PackedLSTM(layer, MultiBitConfig())
+            PackedRecurrent(layer, MultiBitConfig())
     assert PackedLinear(nn.Linear(3, 4, bias=False), MultiBitConfig())(torch.ones(1, 3)).shape == (1, 4)
 
 
 def test_compiled_cell_follows_the_float_emulation_of_a_whole_sequence():
     pytest.importorskip("numba")
     from iclr18cli.compression.cells import FLOAT, packed_sequence, sequences
-    from iclr18cli.compression.layers import unroll
 
     torch.manual_seed(0)
     layer, x = nn.LSTM(100, 100).requires_grad_(False), torch.randn(8, 100)
@@ -256,10 +248,50 @@ def test_compiled_cell_follows_the_float_emulation_of_a_whole_sequence():
         run, size = packed_sequence(layer, x, bits)
         assert size == 2 * packed_bytes(400, 100, bits)
         config = MultiBitConfig(weight_bits=bits, activation_bits=bits)
-        weights = [tuple(config.weights(w) for w in (layer.weight_ih_l0, layer.weight_hh_l0))]
-        bias = layer.bias_ih_l0 + layer.bias_hh_l0
-        expected, _ = unroll(config.weights(x)[:, None], None, weights, [bias], config)
+        w, u = (config.weights(w) for w in (layer.weight_ih_l0, layer.weight_hh_l0))
+        part = (w, lambda h, u=u, config=config: nn.functional.linear(config.activations(h), u), *biases(layer, 0))
+        expected, _ = unroll(config.weights(x)[:, None], None, [part], config, mode="LSTM")
         assert (run() - expected[-1, 0]).abs().max() < 1e-5
     runners, _ = sequences(64, 5, bits=())
     results = [runners[name]() for name in FLOAT]
     assert all(torch.allclose(result, results[0], atol=1e-5) for result in results)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bias", [True, False])
+def test_unrolled_layers_with_float_weights_are_those_of_torch(kind, bias):
+    torch.manual_seed(0)
+    layer, x = kind(5, 7, num_layers=2, bias=bias).double().requires_grad_(False), torch.randn(6, 3, 5).double()
+    config = MultiBitConfig(activation_bits=0)
+    parts = [
+        (getattr(layer, f"weight_ih_l{n}"), lambda h, n=n: h @ getattr(layer, f"weight_hh_l{n}").T, *biases(layer, n))
+        for n in range(2)
+    ]
+    expected, state = layer(x)
+    found, after = unroll(x, None, parts, config, mode=layer.mode)
+    assert torch.allclose(found, expected, atol=1e-12)
+    pairs = zip(after, state, strict=True) if kind is nn.LSTM else [(after, state)]
+    assert all(torch.allclose(one, two, atol=1e-12) for one, two in pairs)
+    again, _ = unroll(x, state, parts, config, mode=layer.mode)
+    assert torch.allclose(again, layer(x, state)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_packed_recurrent_layer_computes_what_the_quantised_one_does(kind):
+    torch.manual_seed(0)
+    layer, x, config = kind(70, 70).requires_grad_(False), torch.randn(5, 1, 70), MultiBitConfig()
+    packed = PackedRecurrent(layer, config)
+    packed.load(layer)
+    with torch.no_grad():
+        assert torch.allclose(packed(x)[0], QuantisedRecurrent(layer, config)(x)[0], atol=1e-5)
+
+
+def test_layers_after_the_first_code_the_states_they_read():
+    torch.manual_seed(0)
+    config, stack = MultiBitConfig(weight_bits=2, activation_bits=1), nn.Module()
+    stack.layers = nn.ModuleList([nn.LSTM(8, 8), nn.LSTM(8, 8)])
+    quantise_(stack, config)
+    assert [layer.coded_inputs for layer in stack.layers] == [False, True]
+    x, one = torch.randn(1, 1, 8), stack.layers[1]
+    assert torch.allclose(one(x)[0], one(config.activations(x))[0], atol=1e-6)
+    assert not torch.allclose(stack.layers[0](x)[0], stack.layers[0](config.activations(x))[0], atol=1e-3)

@@ -291,3 +291,13 @@ def test_final_metrics_and_files_of_a_run(tmp_path):
     assert names == {"run.json", "config.toml", "env.json", "metrics.jsonl", "log.txt", "checkpoints"}
     kept = {path.name for path in (run.path / "checkpoints").iterdir()}
     assert kept == {"last.pt", "last-1.pt", "best.pt", "phase-0.pt"}
+
+
+def test_passes_count_epochs_whose_steps_differ_in_number(tmp_path):
+    with open_run("tiny", {}, settings(), root=tmp_path) as run:
+        seen = [(place, run.epoch, run.epoch_ends) for place in run.passes([2, 1, 3])]
+        assert [place for place, _, _ in seen] == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]
+        assert [epoch for _, epoch, _ in seen] == [1, 1, 2, 3, 3, 3]
+        assert [ends for _, _, ends in seen] == [False, True, True, False, False, True]
+        with pytest.raises(ValueError, match="every epoch"):
+            next(iter(run.passes([2, 0])))

@@ -6,7 +6,7 @@ import torch
 from iclr18cli.models.card import open_model, read_card
 from iclr18cli.testing import run_cli
 
-SMALL = ("--hidden", "24", "--epochs", "1", "--limit", "3000", "--device", "cpu", "--quiet")
+SMALL = ("--hidden", "24", "--epochs", "1", "--limit", "3000", "--limit-eval", "2000", "--device", "cpu", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_training_from_a_float_run_starts_at_its_weights(floats, tmp_path):
     ended = run_cli("alternating", "train", "--start", floats, *SMALL, "--learning-rate", "1e-9", "--bits-weights", "6",
                     "--bits-activations", "0", "--iterations", "10", "--json", "--out", tmp_path / "t")  # fmt: skip
     assert ended.code == 0, ended.err
-    before = run_cli("alternating", "eval", floats, "--device", "cpu", "--json", "--quiet").json["metrics"][
-        "perplexity"
-    ]
+    before = run_cli(
+        "alternating", "eval", floats, "--limit", "2000", "--batch-size", "10", "--device", "cpu", "--json", "--quiet"
+    ).json["metrics"]["perplexity"]
     assert ended.json["metrics"]["test_perplexity"] == pytest.approx(before, rel=0.02)
 
 

@@ -2,5 +2,6 @@ from iclr18cli.testing import conformance
 
 test_alternating = conformance("alternating")
 test_dgc = conformance("dgc")
+test_fraternal = conformance("fraternal")
 test_wae = conformance("wae")
 test_wrm = conformance("wrm")

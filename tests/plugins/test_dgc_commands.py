@@ -24,6 +24,7 @@ from torch import nn
 
 from iclr18cli import api
 from iclr18cli.errors import UsageError
+from iclr18cli.testing import run_cli
 
 TRAIN = [sys.executable, "-m", "iclr18cli", "dgc", "train", "--dataset", "digits", "--device", "cpu", "--limit", "650",
          "--batch-size", "100", "--density", "0.05", "--epochs", "2", "--quiet"]  # fmt: skip
@@ -229,3 +230,17 @@ def test_one_worker_follows_the_same_rule_as_many():
     sent = [int((p.grad != 0).sum()) for p in net.parameters() if p.dim() > 1]
     assert sent == [3, 1]  # ceil(0.01 * 300), ceil(0.01 * 100)
     assert made.state.residual["0.weight"].count_nonzero() == 297
+
+
+def test_language_model_trains_with_compressed_gradients_and_is_measured_in_perplexity(tmp_path):
+    ended = run_cli("dgc", "train", "--dataset", "python-docs", "--limit", "6000", "--density", "0.01", "--epochs", "1",
+                    "--batch-size", "20", "--learning-rate", "1", "--device", "cpu", "--out", tmp_path / "lm", "--json",
+                    "--quiet")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert ended.json["metrics"]["ratio"] > 2
+    found = run_cli("dgc", "eval", tmp_path / "lm", "--limit", "400", "--device", "cpu", "--json", "--quiet")
+    assert found.code == 0, found.err
+    assert found.json["metrics"]["tokens"] == 399
+    refused = run_cli("dgc", "certify", tmp_path / "lm", "--device", "cpu", "--quiet")
+    assert refused.code == 3
+    assert "language model" in refused.err

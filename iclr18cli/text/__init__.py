@@ -1,0 +1,1 @@
+"""Text: vocabularies, corpora, recurrent language models, their regularisers, training and perplexity."""
