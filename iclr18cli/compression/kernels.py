@@ -37,6 +37,20 @@ def choose(device: torch.device) -> str:
     return "triton" if device.type == "cuda" and find_spec("triton") is not None else "torch"
 
 
+def packed_pays(rows: int, length: int, bits: int) -> bool:
+    """Say whether a product with packed rows is faster than with a float32 matrix kept beside them, at batch 1.
+
+    From the table of benchmarks/kernel_table.py: up to 4 bits at every shape measured, 64 to 10,000 rows of 64 to 2,048
+    entries. With more bits, short rows that together make a large matrix (1,024 of 256, 10,000 of 200) lose: their
+    words are few and hold mostly the same work as float32.
+
+    Args:
+        rows, length: M and N.
+        bits: The larger one of those of rows and vectors.
+    """
+    return bits <= 4 or length > 256 or rows * length < 1 << 18
+
+
 def multiply(left: PackedCodes, right: PackedCodes, *, kernel: str = "auto") -> Tensor:
     """Return W h for packed rows and B packed vectors, (M, B) float32.
 

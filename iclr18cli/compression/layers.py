@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclr18cli.compression.binary_codes import alternating
-from iclr18cli.compression.kernels import choose, multiply, quantise_vectors
+from iclr18cli.compression.kernels import choose, multiply, packed_pays, quantise_vectors
 from iclr18cli.compression.methods import Method, code_rows
 from iclr18cli.compression.packing import PackedCodes, pack, word_count
 from iclr18cli.compression.straight_through import straight_through
@@ -81,11 +81,23 @@ class Packed(nn.Module):
         """Return the quantised matrix (M, N), float32."""
         return self.codes.unpacked().dense()
 
-    def product(self, x_BN: Tensor, config: MultiBitConfig) -> Tensor:
-        """Return (B, M): the product with vectors coded on line; by a packed kernel where that is the faster way."""
+    def packed_pays(self, config: MultiBitConfig) -> bool:
+        """Say whether the codes themselves are multiplied, at batch 1: see `kernels.packed_pays`."""
+        return packed_pays(len(self.alpha), self.length, max(config.weight_bits, config.activation_bits))
+
+    def product(self, x_BN: Tensor, config: MultiBitConfig, dense_MN: Tensor | None = None) -> Tensor:
+        """Return (B, M): the product with vectors coded on line; by a packed kernel where that is the faster way.
+
+        Args:
+            x_BN: Vectors.
+            config: How they are coded.
+            dense_MN: The decoded matrix, if the caller has it.
+        """
         if config.activation_bits and kernel_pays(x_BN, config):
             vectors = quantise_vectors(x_BN, config.activation_bits, iterations=config.activation_iterations)
-            return multiply(self.codes, vectors).T
+            if self.packed_pays(config):
+                return multiply(self.codes, vectors).T
+            return F.linear(vectors.unpacked().dense(), self.dense() if dense_MN is None else dense_MN)
         return F.linear(config.activations(x_BN), self.dense())
 
 

@@ -43,7 +43,8 @@ class PackedRecurrent(nn.Module):
         packed, layers = kernel_pays(x_TBD[0], self.config), []
         for number, (w, u) in enumerate(zip(self.inputs, self.states, strict=True)):
             if packed:
-                product: Product = lambda h_BH, u=u: u.product(h_BH, self.config)  # type: ignore[misc]
+                dense = None if u.packed_pays(self.config) else u.dense()  # type: ignore[operator]
+                product: Product = lambda h_BH, u=u, dense=dense: u.product(h_BH, self.config, dense)  # type: ignore[misc]
             else:
                 product = lambda h_BH, dense=u.dense(): F.linear(self.config.activations(h_BH), dense)  # type: ignore[misc, operator]
             layers.append((w.dense(), product, self.biases[2 * number], self.biases[2 * number + 1]))  # type: ignore[operator]

@@ -6,6 +6,7 @@ N images · H height · W width
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,13 @@ def load(root: Path, split: str, argument: str) -> Split:
             raise UsageError(f"'fonts:{argument}' does not name an image size.", why="it must be 8 to 64 pixels",
                              fix="--source fonts:28")  # fmt: skip
         size = int(argument)
+    x_N1HW, y_N = _draw(split, size)
+    return Split(torch.from_numpy(x_N1HW.copy()), torch.from_numpy(y_N.copy()), DIGITS, "fonts", split)
+
+
+@cache
+def _draw(split: str, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Draw a split once per process."""
     random = np.random.RandomState(SEED[split])
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
@@ -68,9 +76,7 @@ def load(root: Path, split: str, argument: str) -> Split:
                 images.append(_drawn(font, digit, size, random))
                 labels.append(digit)
     index = random.permutation(len(labels))
-    x_N1HW = np.stack(images)[index][:, None]
-    y_N = np.asarray(labels, dtype=np.int64)[index]
-    return Split(torch.from_numpy(x_N1HW), torch.from_numpy(y_N), DIGITS, "fonts", split)
+    return np.stack(images)[index][:, None], np.asarray(labels, dtype=np.int64)[index]
 
 
 def _font(face: str, height: int) -> FreeTypeFont:

@@ -65,7 +65,7 @@ class Corpus:
 
 def open_corpus(
     reference: str, *, data_dir: str | Path = "", download: bool = False, limit: int = 0, limit_eval: int = 0,
-    max_words: int = 0,
+    max_words: int = 0, vocabulary: Vocabulary | None = None,
 ) -> Corpus:  # fmt: skip
     """Read all splits of a text and number its words.
 
@@ -75,6 +75,7 @@ def open_corpus(
         limit: Train on the first `limit` tokens; the vocabulary is that of these. 0: all.
         limit_eval: Length of the validation and the test text. 0: all.
         max_words: Words of the vocabulary at most, the two special ones included. 0: no limit.
+        vocabulary: One to read the text with; None: that of the training text.
 
     Raises:
         UsageError: There is no such text.
@@ -82,7 +83,7 @@ def open_corpus(
     """
     train, valid, test = (open_text(reference, split, data_dir=data_dir, download=download) for split in SPLITS)
     words = train.words[:limit] if limit else train.words
-    vocabulary = Vocabulary.of_words(words, min_count=train.min_count, max_size=max_words or None)
+    vocabulary = vocabulary or Vocabulary.of_words(words, min_count=train.min_count, max_size=max_words or None)
     end = limit_eval or None
     return Corpus(
         vocabulary.encode(words), vocabulary.encode(valid.words[:end]), vocabulary.encode(test.words[:end]), vocabulary

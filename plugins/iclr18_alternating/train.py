@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from iclr18cli.models.registry import build
 from iclr18cli.text.corpus import Corpus, open_corpus
 from iclr18cli.text.perplexity import perplexity, token_losses
 from iclr18cli.text.training import Plan, fit, save
+from iclr18cli.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from iclr18cli.run.loop import Run
@@ -28,7 +30,7 @@ def train(config: TrainConfig, run: Run) -> None:
     """Minimise the cross-entropy of the next token."""
     corpus = open_corpus(
         config.dataset, data_dir=run.settings.data_dir, download=run.settings.download, limit=config.limit,
-        limit_eval=config.limit_eval, max_words=config.max_words,
+        limit_eval=config.limit_eval, max_words=config.max_words, vocabulary=vocabulary_of(config, run),
     )  # fmt: skip
     net, kwargs = network(config, corpus, run)
     coding = MultiBitConfig(
@@ -79,16 +81,24 @@ def network(config: TrainConfig, corpus: Corpus, run: Run) -> tuple[nn.Module, d
     if not config.start:
         return build(MODEL, **kwargs), kwargs
     from iclr18cli.models.card import open_model
-    from iclr18cli.paths import runs_root
-    from iclr18cli.run.directory import find_run
-    from iclr18cli.text.vocabulary import Vocabulary
 
-    folder = find_run(config.start, runs_root(run.settings.runs_dir)).path
-    net, card = open_model(folder)
-    fits = card.model == MODEL and not card.transforms and card.dataset == config.dataset
-    if not fits or Vocabulary.load(folder).words != corpus.vocabulary.words:
+    net, card = open_model(started(config, run))
+    if card.model != MODEL or card.transforms or card.dataset != config.dataset:
         raise UserError(
-            f"{config.start} has no float language model for '{config.dataset}' and this vocabulary.",
-            fix=f"iclr18 alternating train --bits-weights 0 --dataset {config.dataset}, the same limits in both",
+            f"{config.start} has no float language model for '{config.dataset}'.",
+            fix=f"iclr18 alternating train --bits-weights 0 --dataset {config.dataset}",
         )
     return net.requires_grad_(True).train(), dict(card.kwargs)
+
+
+def started(config: TrainConfig, run: Run) -> Path:
+    """Return the folder of the run to start from."""
+    from iclr18cli.paths import runs_root
+    from iclr18cli.run.directory import find_run
+
+    return find_run(config.start, runs_root(run.settings.runs_dir)).path
+
+
+def vocabulary_of(config: TrainConfig, run: Run) -> Vocabulary | None:
+    """Return the vocabulary of the run to start from; None: there is none."""
+    return Vocabulary.load(started(config, run)) if config.start else None

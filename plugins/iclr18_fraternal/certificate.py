@@ -93,14 +93,15 @@ def mask_gap(net: nn.Module, inputs: Tensor, config: CertifyConfig, sample: dict
 
     fd, eld, bias = (with_interval(values) for values in (fraternal, linear, linear - fraternal / 2))
     holds = bool((fraternal <= 4 * linear + 1e-12).all())
+    told = "held" if holds else "DID NOT HOLD"
     return Certificate(
         kind="technique", verdict="estimate", value=fd[2],
         quantity="kappa term R_FD per output: mean squared difference of logits under two masks",
         holds=holds, vacuous=fd[0] == 0.0, sample=sample,
         confidence={"delta": config.delta, "kind": "normal, jointly for three means over pairs of masks"},
         statement=(f"On {sample['n']:,} test predictions and {config.pairs} pairs of masks the kappa term R_FD is "
-                   f"{fd[0]:.4g} [{fd[1]:.4g}, {fd[2]:.4g}] and the expectation-linear gap R_ELD {eld[0]:.4g} [{eld[1]:.4g}, "
-                   f"{eld[2]:.4g}]: R_FD <= 4 R_ELD {'held' if holds else 'DID NOT HOLD'} on every pair, and the bias "
+                   f"{fd[0]:.4g} [{fd[1]:.4g}, {fd[2]:.4g}] and the expectation-linear gap R_ELD is "
+                   f"{eld[0]:.4g} [{eld[1]:.4g}, {eld[2]:.4g}]: R_FD <= 4 R_ELD {told} on every pair, and the bias "
                    f"between training and inference, R_ELD - R_FD / 2, is {bias[0]:.4g} [{bias[1]:.4g}, "
                    f"{bias[2]:.4g}]."),
         not_claimed=["That a small kappa term makes the gap small: the bias is no part of it.",

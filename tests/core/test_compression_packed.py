@@ -7,7 +7,7 @@ from torch import nn
 from iclr18cli.compression import kernels
 from iclr18cli.compression.binary_codes import alternating
 from iclr18cli.compression.kernels import multiply, quantise_vectors
-from iclr18cli.compression.layers import MultiBitConfig, PackedLinear
+from iclr18cli.compression.layers import MultiBitConfig, Packed, PackedLinear
 from iclr18cli.compression.methods import code_rows
 from iclr18cli.compression.networks import memory, multi_bit, quantise_, train_quantised_, transform
 from iclr18cli.compression.packing import (
@@ -295,3 +295,18 @@ def test_layers_after_the_first_code_the_states_they_read():
     x, one = torch.randn(1, 1, 8), stack.layers[1]
     assert torch.allclose(one(x)[0], one(config.activations(x))[0], atol=1e-6)
     assert not torch.allclose(stack.layers[0](x)[0], stack.layers[0](config.activations(x))[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "length", "bits"), [(8, 70, 2), (8, 70, 8), (1100, 250, 6)])
+def test_product_is_the_float_emulation_whichever_way_its_shape_takes(rows, length, bits):
+    pytest.importorskip("numba")
+    torch.manual_seed(0)
+    part, config = Packed(rows, length, bits), MultiBitConfig(weight_bits=bits, activation_bits=bits)
+    part.load(torch.randn(rows, length), config)
+    assert part.packed_pays(config) is (bits <= 4 or rows == 8)
+    x = torch.randn(1, length)
+    with torch.no_grad():
+        expected = quantise_vectors(x, bits).unpacked().dense() @ part.dense().T
+        found = part.product(x, config)
+        assert torch.equal(found, part.product(x, config, part.dense()))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
