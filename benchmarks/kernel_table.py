@@ -3,8 +3,8 @@
     python benchmarks/kernel_table.py
 
 Both ways the vector is coded on line by the compiled code; then either packed rows are multiplied, or the decoded
-vector by the decoded float32 matrix, which has to be kept beside the codes. `iclr18cli.compression.kernels.packed_pays` is
-what this table says; change it when it is measured anew.
+vector by the decoded float32 matrix, which has to be kept beside the codes.
+`iclr18cli.compression.kernels.packed_pays` is what this table says; change it when it is measured anew.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class TrainConfig:
     weight_drop: Annotated[float, Option("Of hidden-to-hidden matrices.", min=0, max=0.99)] = 0.5
     alpha: Annotated[float, Option("AR, activation penalty.", min=0)] = 0.0
     beta: Annotated[float, Option("TAR, temporal activation penalty.", min=0)] = 0.0
-    epochs: Annotated[int, Option("Passes over the text at most.", min=1)] = 12
+    epochs: Annotated[int, Option("Passes over the text at most.", min=1)] = 8
     batch_size: Annotated[int, Option("Sequences side by side.", min=1)] = 20
     bptt: Annotated[int, Option("Steps of back-propagation; drawn around it, the step size in proportion.", min=1)] = 35
     learning_rate: Annotated[float, Option("Step size of SGD.", above=0)] = 20.0
