@@ -83,7 +83,7 @@ class RecurrentLM(nn.Module):
         )
 
     def _hidden_to_hidden(self) -> list[Tensor]:
-        return [layer.get_parameter("weight_hh_l0") for layer in self.recurrent]
+        return [getattr(layer, "weight_hh_l0") for layer in self.recurrent]  # noqa: B009  for the type checker
 
     def features(
         self, tokens_TB: Tensor, state: Sequence[Tensor] | None = None, masks: Masks | None = None
