@@ -93,14 +93,13 @@ class Reader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x, y), (T, B) each: tokens and the tokens after them, this rank's columns."""
-        B = self.text_NB.shape[1]
-        own_B = self.run.share(torch.arange(B, device=self.text_NB.device))
-        text_NB = self.text_NB if len(own_B) == B else self.text_NB[:, own_B]
+        all_B = torch.arange(self.text_NB.shape[1], device=self.text_NB.device)
+        text_NB = self.text_NB[:, self.run.share(all_B)]
         for epoch, place in self.run.passes([len(starts) - 1 for starts in self.starts]):
             first, last = self.starts[epoch][place], self.starts[epoch][place + 1]
             if not place:
                 self.state = None
-            self.run.share(own_B if len(own_B) == B else torch.arange(B))
+            self.run.share(all_B)  # notes this rank's weight in the step
             self.scale = (last - first) / self.bptt if self.vary else 1.0
             yield text_NB[first:last], text_NB[first + 1 : last + 1]
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -65,20 +67,17 @@ def gaps(net: nn.Module, inputs: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     return torch.stack(fraternal).cpu(), torch.stack(linear).cpu()
 
 
-class dropping:  # noqa: N801  read as a verb: with dropping(net)
-    """Training mode inside the block, batch normalisation excepted."""
-
-    def __init__(self, net: nn.Module):
-        self.net = net
-
-    def __enter__(self) -> None:
-        self.net.train()
-        for layer in self.net.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.net.eval()
+@contextmanager
+def dropping(net: nn.Module) -> Iterator[None]:
+    """Put a network into training mode inside the block, batch normalisation excepted."""
+    net.train()
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+    try:
+        yield
+    finally:
+        net.eval()
 
 
 def mask_gap(net: nn.Module, inputs: Tensor, config: CertifyConfig, sample: dict[str, Any]) -> Certificate:
