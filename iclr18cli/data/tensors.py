@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from iclr18cli.device import derived_seed
 from iclr18cli.errors import UserError
 
 Index = Tensor | slice | list[int]
@@ -148,3 +149,30 @@ def order(length: int, *, seed: int, epoch: int) -> Tensor:
     key = hashlib.sha256(f"order seed={seed} epoch={epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
     return torch.randperm(length, generator=generator)
+
+
+class Order:
+    """The examples of batch t: whole batches of a permutation that is a function of (seed, name, epoch) alone.
+
+    For techniques that take their batches by number, not by epoch (`Run.steps`); a short last batch is left out.
+
+    Args:
+        length: Number of examples, at least `batch_size`.
+        batch_size: B.
+        seed: The run's.
+        name: What is visited, where a technique visits several sets.
+        device: Where the numbers are put.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, seed: int, name: str, device: torch.device):
+        self.length, self.batch_size, self.seed = length, batch_size, derived_seed(seed, "order", name)
+        self.device, self.epoch = device, -1
+        self.batches: tuple[Tensor, ...] = ()
+
+    def at(self, t: int) -> Tensor:
+        """Return the numbers of the examples of batch t, (B,), on the device."""
+        epoch, place = divmod(t, self.length // self.batch_size)
+        if epoch != self.epoch:
+            permutation = order(self.length, seed=self.seed, epoch=epoch).to(self.device)
+            self.batches, self.epoch = permutation.split(self.batch_size), epoch
+        return self.batches[place]

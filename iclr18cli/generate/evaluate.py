@@ -6,14 +6,17 @@ N examples · C channels · H height · W width
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from iclr18cli.data.tensors import Split
 from iclr18cli.generate import metrics
-from iclr18cli.generate.features import Extractor, PixelFeatures, pixel_features
+from iclr18cli.generate.features import Extractor, PixelFeatures, extractor, pixel_features
+
+if TYPE_CHECKING:
+    from iclr18cli.run.opened import OpenedRun
 
 Sampler = Callable[[int, torch.Generator], Tensor]
 """(count, CPU generator) -> (count, *shape) samples in the data's range, on any device."""
@@ -81,6 +84,49 @@ def sample_quality(
         result["sharpness"] = metrics.sharpness(fake_x).mean().item()
         result["floor_sharpness"] = metrics.sharpness(real_x).mean().item()
     return result
+
+
+def run_quality(
+    run: OpenedRun,
+    split: Split,
+    sampler: Sampler,
+    *,
+    seed: int,
+    feature_steps: int = 0,
+    features: bool = True,
+    inception: bool = False,
+) -> dict[str, Any]:
+    """Measure the sampler of a run on a split: `sample_quality`, in classifier features where the data have classes.
+
+    Args:
+        run: Its training data are opened, and the classifier is trained once on its device and kept.
+        split: What samples are compared with.
+        sampler: Draws samples.
+        seed: Of the draws.
+        feature_steps: Training steps of the classifier; 0: enough.
+        features: Measure in features and pixels.
+        inception: Also FID and KID, where torch-fidelity and its weights are on this machine.
+
+    Raises:
+        UserError: They are not.
+    """
+    found: dict[str, Any] = {}
+    if features:
+        train, extracted = run.open_split(run.data, "train"), None
+        if len(train.shape) == 3 and len(train.classes) > 1:
+            test = run.open_split(run.data, "test")
+            extracted = extractor(train, test, steps=feature_steps, device=run.device, progress=run.progress)
+        found |= sample_quality(sampler, split, train=train, extractor=extracted, seed=seed)
+    if inception:
+        from iclr18cli.generate.inception import inception_metrics
+
+        samples = draw(sampler, len(split), torch.Generator().manual_seed(seed))
+        found |= inception_metrics(_rgb(samples), _rgb(split.inputs()))
+    return found
+
+
+def _rgb(x: Tensor) -> Tensor:
+    return (x.cpu().clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
 def draw(sampler: Sampler, count: int, generator: torch.Generator) -> Tensor:

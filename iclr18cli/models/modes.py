@@ -53,3 +53,16 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             part.training = training
         for parameter, required in flags:
             parameter.requires_grad_(required)
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Keep parameters out of the backward pass inside the block; modes, and so dropout, stay as they are."""
+    flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, required in flags:
+            parameter.requires_grad_(required)

@@ -124,19 +124,6 @@ def draws(critic: str, C: nn.Module, second: nn.Module, f: Tensor) -> tuple[Tens
 
 
 @contextmanager
-def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Keep parameters out of the backward pass inside the block; modes, and so dropout, stay as they are."""
-    flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, required in flags:
-            parameter.requires_grad_(required)
-
-
-@contextmanager
 def sampling(module: nn.Module) -> Iterator[nn.Module]:
     """Hold dropout in training mode and everything else in evaluation mode: a critic drawn for measuring."""
     modes = [(part, part.training) for part in module.modules()]

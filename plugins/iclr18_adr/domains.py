@@ -7,8 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from iclr18_adr.config import TrainConfig
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Split, order
@@ -86,20 +84,3 @@ def chosen(split: Split, name: str, config: TrainConfig, seed: int) -> Split:
         raise UserError(f"'{name}' has {len(split)} training images, fewer than a batch of {config.batch_size}.",
                         fix="a smaller --batch-size")  # fmt: skip
     return split
-
-
-class Order:
-    """The images of iteration t: whole batches of a permutation that is a function of (seed, domain, epoch) alone."""
-
-    def __init__(self, length: int, batch_size: int, *, seed: int, domain: str, device: torch.device):
-        self.length, self.batch_size, self.seed = length, batch_size, derived_seed(seed, "order", domain)
-        self.device, self.epoch = device, -1
-        self.batches: tuple[Tensor, ...] = ()
-
-    def at(self, t: int) -> Tensor:
-        """Return the numbers of the images of iteration t, (B,), on the device."""
-        epoch, place = divmod(t, self.length // self.batch_size)
-        if epoch != self.epoch:
-            permutation = order(self.length, seed=self.seed, epoch=epoch).to(self.device)
-            self.batches, self.epoch = permutation.split(self.batch_size), epoch
-        return self.batches[place]

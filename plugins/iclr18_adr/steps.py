@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclr18_adr.algorithm import adversarial_loss, class_balance, draws, frozen, reverse_gradient
+from iclr18_adr.algorithm import adversarial_loss, class_balance, draws, reverse_gradient
 from iclr18_adr.config import TrainConfig
 from iclr18_adr.model import Adapted
+from iclr18cli.models.modes import frozen
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

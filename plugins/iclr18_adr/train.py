@@ -12,12 +12,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from iclr18_adr.config import TrainConfig
-from iclr18_adr.domains import Domains, Order, open_domains
+from iclr18_adr.domains import Domains, open_domains
 from iclr18_adr.evaluate import accuracies
 from iclr18_adr.model import Adapted
 from iclr18_adr.steps import Players
 from iclr18cli.data.registry import open_split
-from iclr18cli.data.tensors import Split, batches
+from iclr18cli.data.tensors import Order, Split, batches
 from iclr18cli.errors import UsageError
 from iclr18cli.models.registry import build
 
@@ -53,7 +53,7 @@ def fit(net: Adapted, domains: Domains, config: TrainConfig, run: Run) -> Player
     seen = config.target_statistics == "batches"
     B = config.batch_size
     orders = [
-        Order(len(split), B, seed=run.seed, domain=domain, device=run.device)
+        Order(len(split), B, seed=run.seed, name=domain, device=run.device)
         for domain, split in (("source", domains.source), ("target", domains.target))
     ]
     net.train()

@@ -16,6 +16,7 @@ from iclr18_wae.model import AutoEncoder
 from iclr18cli.data.tensors import batches
 from iclr18cli.device import derived_seed
 from iclr18cli.errors import UserError
+from iclr18cli.generate.evaluate import run_quality
 from iclr18cli.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -33,18 +34,11 @@ def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
     split = run.split(config.split, config.limit)
     metrics: dict[str, Any] = {"dataset": split.name, "split": split.split}
     metrics |= reconstruct_and_code(net, split.to(run.device), seed=run.seed)
-    if config.samples:
-        from iclr18cli.generate.evaluate import sample_quality
-        from iclr18cli.generate.features import extractor
-
-        train = run.open_split(run.data, "train")
-        found = None
-        if len(train.shape) == 3 and len(train.classes) > 1:
-            test = run.open_split(run.data, "test")
-            found = extractor(train, test, steps=config.feature_steps, device=run.device, progress=run.progress)
-        metrics |= sample_quality(net.sample, split, train=train, extractor=found, seed=run.seed)
-    if config.inception:
-        metrics |= _inception(net, split, run.seed)
+    if config.samples or config.inception:
+        metrics |= run_quality(
+            run, split, net.sample, seed=run.seed, feature_steps=config.feature_steps, features=config.samples,
+            inception=config.inception,
+        )  # fmt: skip
     return metrics
 
 
@@ -101,14 +95,3 @@ def reconstruct_and_code(net: AutoEncoder, split: Split, *, seed: int) -> dict[s
         "code_mean_norm": z.double().mean(0).norm().item(),
         "code_variance_error": (difference.norm() / net.prior.D**0.5).item(),
     }
-
-
-def _inception(net: AutoEncoder, split: Split, seed: int) -> dict[str, Any]:
-    from iclr18cli.generate.evaluate import draw
-    from iclr18cli.generate.inception import inception_metrics
-
-    def rgb(x: Tensor) -> Tensor:
-        return (x.cpu().clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-
-    samples = draw(net.sample, len(split), torch.Generator().manual_seed(seed))
-    return inception_metrics(rgb(samples), rgb(split.inputs()))

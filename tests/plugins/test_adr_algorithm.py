@@ -18,21 +18,21 @@ from iclr18_adr.algorithm import (
     class_balance,
     draws,
     entropy,
-    frozen,
     l1_distance,
     reverse_gradient,
     sampling,
     symmetric_kl,
 )
 from iclr18_adr.config import TrainConfig
-from iclr18_adr.domains import Domains, Order, chosen
+from iclr18_adr.domains import Domains, chosen
 from iclr18_adr.model import Adapted, Fit, dense_head, small
 from iclr18_adr.steps import Players
 from iclr18_adr.train import check, fit, take_statistics
 from torch import nn
 
-from iclr18cli.data.tensors import Split
+from iclr18cli.data.tensors import Order, Split
 from iclr18cli.errors import UsageError, UserError
+from iclr18cli.models.modes import frozen
 
 D = torch.float64
 DIGITS = tuple("0123456789")
@@ -434,12 +434,12 @@ def test_no_pass_is_done_that_the_algorithm_does_not_need(critic, n, passes):
 
 
 def test_an_order_visits_every_image_once_an_epoch_and_depends_on_t_alone():
-    one = Order(64, 16, seed=0, domain="source", device=torch.device("cpu"))
+    one = Order(64, 16, seed=0, name="source", device=torch.device("cpu"))
     seen = torch.cat([one.at(t) for t in range(4)])
     assert seen.sort().values.tolist() == list(range(64))
-    other = Order(64, 16, seed=0, domain="source", device=torch.device("cpu"))
-    assert torch.equal(other.at(9), Order(64, 16, seed=0, domain="source", device=torch.device("cpu")).at(9))
-    assert not torch.equal(other.at(0), Order(64, 16, seed=0, domain="target", device=torch.device("cpu")).at(0))
+    other = Order(64, 16, seed=0, name="source", device=torch.device("cpu"))
+    assert torch.equal(other.at(9), Order(64, 16, seed=0, name="source", device=torch.device("cpu")).at(9))
+    assert not torch.equal(other.at(0), Order(64, 16, seed=0, name="target", device=torch.device("cpu")).at(0))
 
 
 def test_protocols_take_the_authors_numbers_of_images_by_the_seed():
