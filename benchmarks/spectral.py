@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 from iclr18cli import api
+from iclr18cli.errors import UserError
 
 KEYS = ("feature_frechet_distance", "class_entropy", "feature_precision", "feature_recall", "log10_norms",
         "effective_rank", "gradient_between")  # fmt: skip
@@ -57,7 +58,7 @@ def table(options: Any) -> None:
                         course = [line for line in run.metrics() if line.get("split") == "critic"]
                         found = api.evaluate("sngan", run.path, limit=options.points, device=options.device)
                         kept = {"metrics": found, "course": course}
-                    except Exception as error:  # a training that diverged is a result
+                    except UserError as error:  # a training that diverged is a result
                         kept = {"failed": str(error)}
                 kept |= {"asked": asked, "seed": int(seed), "processor_seconds": time.process_time() - began}
                 place.write_text(json.dumps(kept, indent=1))

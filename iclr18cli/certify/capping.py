@@ -55,7 +55,7 @@ def cap_(layer: nn.Linear | nn.Conv2d, input_shape: Sequence[int], cap: float, *
     convolution as large as the cap allows; seconds for a large one. After either, `operator_norm` is at most `cap`.
 
     Args:
-        layer: Linear, or Conv2d with zero padding.
+        layer: Linear, or Conv2d with zero or circular padding (circular: both methods compute the exact norm).
         input_shape: Shape of one input of the layer, without the batch.
         cap: Largest operator norm, above 0.
         method: See above.
@@ -116,7 +116,7 @@ def fast_bound(layer: nn.Linear | nn.Conv2d, input_shape: Sequence[int]) -> Tens
     if isinstance(layer, nn.Linear):
         return gram_bound(weight, steps=STEPS)
     if layer.padding_mode != "zeros":
-        return torch.full((), operator_norm(layer, input_shape).value)  # raises: no bound is known
+        return torch.full((), operator_norm(layer, input_shape).value, dtype=torch.float64)
     output = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1 if not isinstance(layer.padding, str) else n
         for n, p, d, k, s in zip(

@@ -1,4 +1,4 @@
-"""Bounds of the norm of a zero-padded convolution that do not need its whole matrix."""
+"""Norms of convolutions that do not need the whole matrix: exact on a circle, bounds for images padded by zeros."""
 
 # G groups · O output channels and I input channels of a group · a, b kernel rows and columns
 
@@ -10,7 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from iclr18cli.certify.gram import matrix_norm, top_root
+from iclr18cli.certify.gram import double, matrix_norm, top_root
+
+OPERATIONS = 1e12
+"""Above about so many operations no Fourier blocks are computed."""
+
+Pair = int | Sequence[int]
 
 
 def multiplicity(
@@ -58,6 +63,85 @@ def reshaped_bounds(weight: Tensor, windows: tuple[int, int], groups: int = 1) -
     return [math.sqrt(factor) * matrix_norm(matrix) * (1 + 1e-15) for factor, matrix in shapes]
 
 
+def circular_norm(
+    weight: Tensor, grid: Pair, *, stride: Pair = 1, dilation: Pair = 1, groups: int = 1, memory: int = 2**31
+) -> float:
+    """Return the norm of a circular convolution on a grid: exact, with the rounding of float64 added outwards.
+
+    The Fourier transform makes the map block-diagonal, one O x I block per frequency, and its norm is the largest of
+    theirs (Sedghi, Gupta, Long 2019; sngan card section 5). Strides fold the frequencies that alias: s_h s_w blocks
+    side by side, divided by sqrt(s_h s_w). Groups act on channels of their own; the largest norm counts. A kernel
+    longer than the grid overlaps itself, which the transform does too.
+
+    Args:
+        weight: (G O, I, a, b), of any floating type.
+        grid: Height and width of the circle, in pixels.
+        stride, dilation, groups: Of the convolution. One number stands for both axes.
+        memory: Bytes that the transformed kernels may take at a time.
+
+    Raises:
+        ValueError: A stride does not divide its side of the grid, so the outputs are no circle.
+
+    Example:
+        >>> second_difference = torch.tensor([[[[1.0, -2.0, 1.0]]]])
+        >>> [round(circular_norm(second_difference, (1, n)), 6) for n in (3, 4)]    # frequency pi is not on 3 pixels
+        [3.0, 4.0]
+    """
+    grid, stride, dilation = both(grid), both(stride), both(dilation)
+    if any(n < 1 or n % s for n, s in zip(grid, stride, strict=True)):
+        raise ValueError(f"the stride must divide the grid; received grid={grid!r}, stride={stride!r}")
+    k = double(weight).unflatten(0, (groups, -1))
+    G, outputs, inputs, *kernel = k.shape
+    folds = math.prod(stride)
+    other = max(outputs, inputs * folds)
+    phase_h, phase_w = (
+        _phases(grid[axis] // stride[axis], stride[axis], dilation[axis], kernel[axis], k) for axis in (0, 1)
+    )  # (u, s, a)
+    # A real kernel has conjugate frequencies: half of the columns are enough.
+    phase_w = phase_w[: len(phase_w) // 2 + 1]
+    step = max(1, memory // (4 * 16 * G * outputs * inputs * folds * len(phase_w)))
+    best = 0.0
+    for start in range(0, len(phase_h), step):
+        part = torch.einsum("usa,vtb,goiab->uvgoist", phase_h[start : start + step], phase_w, k.to(phase_h.dtype))
+        folded = part.flatten(4) / math.sqrt(folds)
+        wide = folded if outputs <= inputs * folds else folded.mH
+        best = max(best, top_root(wide @ wide.mH, terms=4 * (math.prod(kernel) + other)))
+    return best
+
+
+def circular_bound(
+    weight: Tensor,
+    image: Sequence[int],
+    output: Sequence[int],
+    *,
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    memory: int = 2**31,
+) -> float | None:
+    """Return a bound for a convolution whose padding repeats the image from the other side.
+
+    Along an axis of n pixels, output q is what the circle of stride g = gcd(s, n) has at s q mod n, up to a shift: the
+    layer selects from that circle's n/g outputs, and none of them more than ceil(output g / n) times. A selection's
+    norm is the root of that. Exact where each is selected equally often: with 2 padding = d (k - 1) and a stride that
+    divides n it is once.
+
+    Args:
+        weight: (G O, I, a, b) float64.
+        image, output: Height and width before the padding and after the convolution.
+        stride, dilation, groups, memory: As of `circular_norm`.
+
+    Returns:
+        The bound, or None where it would take more than about 1e12 operations.
+    """
+    steps = [math.gcd(s, n) for s, n in zip(stride, image, strict=True)]
+    repeats = math.prod(-(-count * g // n) for count, g, n in zip(output, steps, image, strict=True))
+    if _operations(weight, image, steps, groups) > OPERATIONS:
+        return None
+    norm = circular_norm(weight, image, stride=steps, dilation=dilation, groups=groups, memory=memory)
+    return math.sqrt(repeats) * norm * (1 + 1e-15)
+
+
 def fourier_bound(
     weight: Tensor,
     image: Sequence[int],
@@ -70,41 +154,40 @@ def fourier_bound(
     """Return the norm of the circular convolution on a grid large enough that nothing wraps round.
 
     The zero-padded map is that one on inputs that vanish outside the image, with some outputs left out, so its norm is
-    not larger (Sedghi, Gupta, Long 2019 for the circular one; sngan card section 5). A grid of N >= n + d (k - 1)
-    points is needed; N = n would not bound. Strides fold the frequencies that alias: s_h s_w blocks side by
-    side, divided by sqrt(s_h s_w).
+    not larger. A grid of N >= n + d (k - 1) points is needed; N = n would not bound.
 
     Args:
         weight: (G O, I, a, b) float64.
         image: Height and width of the input.
         stride, dilation, groups: Of the convolution; its padding does not matter.
-        memory: Bytes that the transformed kernels may take at a time.
+        memory: As of `circular_norm`.
 
     Returns:
         The bound, or None where it would take more than about 1e12 operations.
     """
-    kernel = weight.shape[2:]
-    k = weight.unflatten(0, (groups, -1))
-    G, outputs, inputs = k.shape[:3]
-    grid = [-(-(n + d * (size - 1)) // s) for n, d, size, s in zip(image, dilation, kernel, stride, strict=True)]
-    folds = math.prod(stride)
-    # A real kernel has conjugate frequencies: half of the columns are enough.
-    frequencies = grid[0] * (grid[1] // 2 + 1)
-    side, other = min(outputs, inputs * folds), max(outputs, inputs * folds)
-    if 8 * frequencies * G * (side * side * other + 10 * side**3) > 1e12:
+    grid = [
+        s * -(-(n + d * (size - 1)) // s)
+        for n, d, size, s in zip(image, dilation, weight.shape[2:], stride, strict=True)
+    ]
+    if _operations(weight, grid, stride, groups) > OPERATIONS:
         return None
-    phase_h, phase_w = (
-        _phases(grid[axis], stride[axis], dilation[axis], kernel[axis], weight) for axis in (0, 1)
-    )  # (u, s, a)
-    phase_w = phase_w[: grid[1] // 2 + 1]
-    step = max(1, memory // (4 * 16 * G * outputs * inputs * folds * len(phase_w)))
-    best = 0.0
-    for start in range(0, grid[0], step):
-        part = torch.einsum("usa,vtb,goiab->uvgoist", phase_h[start : start + step], phase_w, k.to(phase_h.dtype))
-        folded = part.flatten(4) / math.sqrt(folds)
-        wide = folded if outputs <= inputs * folds else folded.mH
-        best = max(best, top_root(wide @ wide.mH, terms=4 * (math.prod(kernel) + other)))
-    return best
+    return circular_norm(weight, grid, stride=stride, dilation=dilation, groups=groups, memory=memory)
+
+
+def both(value: Pair) -> tuple[int, int]:
+    """Return one number per axis, height first."""
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return height, width
+
+
+def _operations(weight: Tensor, grid: Sequence[int], stride: Sequence[int], groups: int) -> float:
+    """Return about how many operations `circular_norm` takes."""
+    rows, columns = (n // s for n, s in zip(grid, stride, strict=True))
+    sides = weight.shape[0] // groups, weight.shape[1] * math.prod(stride)
+    side, other = min(sides), max(sides)
+    return 8.0 * rows * (columns // 2 + 1) * groups * (side * side * other + 10 * side**3)
 
 
 def _phases(grid: int, stride: int, dilation: int, size: int, like: Tensor) -> Tensor:

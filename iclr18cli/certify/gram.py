@@ -9,6 +9,15 @@ from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
 
+EXACT_SIDE = 4096
+"""Largest Gram matrix whose eigenvalues are computed for one layer (about five seconds on one core)."""
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Return a detached float64 copy, on the CPU where the device has no float64."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
 
 def top_root(gram: Tensor, *, terms: int) -> float:
     """Return an upper bound of the root of the largest eigenvalue of a computed Gram matrix W W^T.

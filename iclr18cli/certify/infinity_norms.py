@@ -12,11 +12,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iclr18cli.certify.convolution_layers import linear_map
 from iclr18cli.certify.norms import Norm, admit, double, operator_norm
-from iclr18cli.errors import UserError
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -47,27 +46,15 @@ def infinity_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int =
         case nn.Linear():
             return Norm(_up(double(layer.weight).abs().sum(1).max(), layer.in_features), "row sums",
                         (*shape[:-1], layer.out_features))  # fmt: skip
-        case nn.Conv2d():
-            sums = _kernel_sums(layer, shape)
-            return Norm(_up(sums.max(), math.prod(layer.weight.shape[1:])), "row sums", tuple(sums.shape[1:]))
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            weight = double(layer.weight).abs()
+            sums = linear_map(layer, weight)(weight.new_ones(1, *shape))
+            return Norm(_up(sums.max(), weight[0].numel() * len(weight)), "row sums", tuple(sums.shape[1:]))
         case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
             sums = layer(torch.ones(1, *shape, dtype=torch.float64))  # weights >= 0: it is |A| already
             return Norm(_up(sums.abs().max(), math.prod(shape[1:])), "row sums", tuple(sums.shape[1:]))
     # A diagonal, or a map that only moves and drops entries: the largest factor in both norms.
     return operator_norm(layer, shape, memory=memory)
-
-
-def _kernel_sums(layer: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
-    """Return the sum of absolute weights that each output of a convolution sees, (1, C, H, W)."""
-    if layer.padding_mode != "zeros":
-        raise UserError(
-            f"No operator norm is known for a convolution with padding_mode={layer.padding_mode!r}.",
-            why="the bounds here are for zero padding",
-            fix="use padding_mode='zeros'",
-        )
-    weight = double(layer.weight).abs()
-    ones = torch.ones(1, *shape, dtype=weight.dtype, device=weight.device)
-    return F.conv2d(ones, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def _up(value: Tensor, terms: int) -> float:

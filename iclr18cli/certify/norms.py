@@ -1,7 +1,7 @@
 """Operator norms of linear layers, proven from above.
 
 Every bound is a valid upper bound of the 2-norm of the layer's linear part in exact arithmetic; what rounding can do is
-added outwards. Power iteration approaches a norm from below and is used nowhere here.
+added outwards. Power iteration approaches a norm from below and is used nowhere here; see `attained_norms`.
 """
 
 # O output channels · I input channels · a, b kernel rows and columns · n side of a Gram matrix
@@ -9,27 +9,36 @@ added outwards. Power iteration approaches a norm from below and is used nowhere
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclr18cli.certify.convolution import convolution_gram, fourier_bound, multiplicity, reshaped_bounds
-from iclr18cli.certify.gram import gram_iteration, matrix_norm, top_root
+from iclr18cli.certify.convolution import circular_norm
+from iclr18cli.certify.convolution_layers import convolution, deconvolution
+from iclr18cli.certify.gram import EXACT_SIDE, double, gram_iteration, matrix_norm
 from iclr18cli.certify.slopes import plain
 from iclr18cli.errors import UserError
 from iclr18cli.models.layers import Normalize, PadShortcut
 
-__all__ = ["EXACT_SIDE", "METHODS", "Norm", "gram_iteration", "matrix_norm", "operator_norm"]
-
-EXACT_SIDE = 4096
-"""Largest Gram matrix whose eigenvalues are computed for one layer (about five seconds on one core)."""
+__all__ = [
+    "EXACT_SIDE",
+    "METHODS",
+    "Norm",
+    "circular_norm",
+    "double",
+    "gram_iteration",
+    "matrix_norm",
+    "operator_norm",
+    "reshaped_norm",
+]
 
 KNOWN = (
-    nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d, Normalize, PadShortcut, nn.Flatten,
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout,
+    nn.Linear, nn.Conv2d, nn.ConvTranspose2d,
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d, Normalize, PadShortcut, nn.Flatten,
+    nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout,
 )  # fmt: skip
 
 Shape = tuple[int, ...]
@@ -38,6 +47,7 @@ METHODS = {
     "exact": "largest eigenvalue of the Gram matrix of the layer's whole map",
     "exact, centred": "exact, with the mean row taken off, which no difference of logits sees",
     "fourier": "largest norm of the kernel's Fourier blocks on a grid where nothing wraps round",
+    "circular": "largest norm of the kernel's Fourier blocks on the circle that the padding makes of the image",
     "reshaped": "norm of the reshaped kernel times how often windows overlap",
     "gram": "Gram iteration, from above for any number of steps",
     "frobenius": "root of the sum of squares of the weights",
@@ -67,12 +77,13 @@ def operator_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int =
     """Return an upper bound of the 2-norm of an affine layer's linear part, in float64.
 
     Dense layers: the largest eigenvalue of the smaller Gram matrix. Convolutions: the smallest of the bounds in
-    `iclr18cli.certify.convolution` and, where it is affordable, the exact value from the Gram matrix of the whole map.
-    Pooling by averages: exact, as a Kronecker product of two one-dimensional maps.
+    `iclr18cli.certify.convolution` and, where it is affordable, the exact value from the Gram matrix of the whole map;
+    on a circle the Fourier blocks are exact for any size. A deconvolution is the adjoint of the convolution with its
+    weight, so it has the norm of that. Pooling by averages: exact, as a Kronecker product of two one-dimensional maps.
 
     Args:
-        layer: Linear, Conv2d (zero padding), AvgPool2d, AdaptiveAvgPool2d, BatchNorm (running statistics), Normalize,
-            PadShortcut, Flatten, Identity or Dropout; in evaluation mode.
+        layer: Linear, Conv2d (zero or circular padding), ConvTranspose2d, AvgPool2d, AdaptiveAvgPool2d, BatchNorm
+            (running statistics), Normalize, PadShortcut, Flatten, Unflatten, Identity or Dropout; in evaluation mode.
         input_shape: Shape of one input, without the batch.
         memory: Bytes the matrices of this layer may take.
 
@@ -91,7 +102,9 @@ def operator_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int =
         case nn.Linear():
             return _linear(layer, shape, memory)
         case nn.Conv2d():
-            return _convolution(layer, shape, memory)
+            return Norm(*convolution(layer, shape, memory))
+        case nn.ConvTranspose2d():
+            return Norm(*deconvolution(layer, shape, memory))
         case nn.AvgPool2d() | nn.AdaptiveAvgPool2d():
             return _average_pool(layer, shape)
         case nn.BatchNorm1d() | nn.BatchNorm2d():  # one forward, of their common base
@@ -101,9 +114,27 @@ def operator_norm(layer: nn.Module, input_shape: Sequence[int], *, memory: int =
         case PadShortcut():
             channels, *image = shape
             return Norm(1.0, "scale", (channels + layer.channels, *(-(-n // layer.stride) for n in image)))
-        case nn.Flatten():
+        case nn.Flatten() | nn.Unflatten():
             return Norm(1.0, "scale", tuple(layer(torch.empty(1, *shape, device="meta")).shape[1:]))
     return Norm(1.0, "scale", shape)  # Identity and Dropout, in evaluation mode
+
+
+def reshaped_norm(weight: Tensor, transposed: bool = False) -> float:
+    """Return the spectral norm of a kernel reshaped to a matrix with one row per output channel.
+
+    What spectral normalisation divides by. It is no bound of the convolution's operator norm, which is up to
+    sqrt(rows columns) times as large; equal for 1x1 kernels.
+
+    Args:
+        weight: (O, I, a, b), or (O, I) of a dense layer; any floating type.
+        transposed: The weight of a deconvolution, (I, O, a, b).
+
+    Example:
+        >>> kernel = torch.ones(1, 1, 3, 3)
+        >>> round(reshaped_norm(kernel), 6), round(circular_norm(kernel, 8), 6)
+        (3.0, 9.0)
+    """
+    return matrix_norm(double(weight.transpose(0, 1) if transposed else weight).flatten(1))
 
 
 def admit(layer: nn.Module) -> None:
@@ -122,40 +153,10 @@ def admit(layer: nn.Module) -> None:
     if not plain(layer, KNOWN):
         raise UserError(
             f"No operator norm is known for the layer {type(layer).__name__}.",
-            why="known: Linear, Conv2d, average pooling, BatchNorm, Normalize, PadShortcut, Flatten, Identity, "
-            "Dropout, each with torch's own forward and without hooks",
+            why=f"known: {', '.join(dict.fromkeys(kind.__name__ for kind in KNOWN))}, each with its own forward and "
+            "without hooks",
             fix="build the network from these layers, or certify it by another method",
         )
-
-
-def double(tensor: Tensor) -> Tensor:
-    """Return a detached float64 copy, on the CPU where the device has no float64."""
-    tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def linear_map(layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-    """Return the linear part of a convolution, in float64.
-
-    Raises:
-        UserError: The padding is not by zeros.
-    """
-    if layer.padding_mode != "zeros":
-        raise UserError(
-            f"No operator norm is known for a convolution with padding_mode={layer.padding_mode!r}.",
-            why="the bounds here are for zero padding",
-            fix="use padding_mode='zeros'",
-        )
-    weight = double(layer.weight)
-    return lambda x: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
-    """Return the zeros before the first row and column; "same" puts the odd one last."""
-    if isinstance(layer.padding, str):
-        whole = layer.padding == "same"
-        return tuple(d * (k - 1) // 2 * whole for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-    return layer.padding
 
 
 def _outward(value: float, relative: float = 1e-14) -> float:
@@ -170,28 +171,6 @@ def _linear(layer: nn.Linear, shape: Shape, memory: int) -> Norm:
     if 4 * 8 * side * side <= memory:
         return Norm(gram_iteration(weight, steps=4), "gram", output)
     return Norm(_outward(float(torch.linalg.matrix_norm(weight)), 1e-12 * side), "frobenius", output)
-
-
-def _convolution(layer: nn.Conv2d, shape: Shape, memory: int) -> Norm:
-    apply = linear_map(layer)
-    weight = double(layer.weight)
-    output = tuple(apply(weight.new_zeros(1, *shape)).shape[1:])
-    image, stride, dilation = shape[1:], layer.stride, layer.dilation
-    bounds = [
-        (bound, "reshaped")
-        for bound in reshaped_bounds(weight, multiplicity(weight.shape[2:], stride, dilation, output[1:]), layer.groups)
-    ]
-    fourier = fourier_bound(weight, image, stride=stride, dilation=dilation, groups=layer.groups, memory=memory)
-    if fourier is not None:
-        bounds.append((fourier, "fourier"))
-    side = min(math.prod(shape), math.prod(output)) // layer.groups
-    if side <= EXACT_SIDE and 4 * 8 * side * side <= memory:
-        places = {"stride": stride, "padding": _padding(layer), "dilation": dilation}
-        grams = (convolution_gram(k, image, output[1:], **places) for k in weight.chunk(layer.groups))
-        terms = math.prod(weight.shape[1:]) + weight.shape[0] * math.prod(output[1:])
-        bounds.append((max(top_root(gram, terms=terms) for gram in grams), "exact"))
-    value, method = min(bounds)
-    return Norm(value, method, output)
 
 
 def _average_pool(layer: nn.AvgPool2d | nn.AdaptiveAvgPool2d, shape: Shape) -> Norm:

@@ -13,12 +13,14 @@ from iclr18cli.plugin import DatasetSpec, File
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 USPS_URL = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/"
 SVHN_URL = "http://ufldl.stanford.edu/housenumbers/"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+STL10_URL = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
 
 ARCHIVES: Mapping[str, File] = {
     CIFAR10_URL: File(
@@ -27,6 +29,7 @@ ARCHIVES: Mapping[str, File] = {
         sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         url=CIFAR10_URL,
     ),
+    STL10_URL: File(path="stl10_binary.tar.gz", bytes=2_640_397_119, url=STL10_URL),
 }
 """Archives by address; one that is not listed here is checked by its members alone."""
 
@@ -64,6 +67,11 @@ _CIFAR10_BIN = (
 
 def _cifar_split(batch: str) -> tuple[str, ...]:
     return ("test",) if batch == "test_batch" else ("train",)
+
+
+def _stl10(name: str, images: int, split: str, *, pixels: int = 3 * 96 * 96) -> File:
+    member = f"stl10_binary/{name}.bin"
+    return File(path=member, bytes=images * pixels, url=f"{STL10_URL}#{member}", splits=(split,))
 
 
 TEXT_SPLITS = ("train", "valid", "test")
@@ -216,6 +224,29 @@ BUILTIN: tuple[DatasetSpec, ...] = (
         license="none stated; cite Krizhevsky (2009)",
     ),
     DatasetSpec(
+        name="stl10",
+        task="classify",
+        summary="Photographs of ten classes, 96x96 RGB; 5,000 train, 8,000 test",
+        load="iclr18cli.data.stl10:load",
+        files=(
+            _stl10("train_X", 5_000, "train"),
+            _stl10("train_y", 5_000, "train", pixels=1),
+            _stl10("test_X", 8_000, "test"),
+            _stl10("test_y", 8_000, "test", pixels=1),
+        ),
+        license="none stated; images from ImageNet, cite Coates, Lee, Ng (2011)",
+        argument="[SIZE]",
+    ),
+    DatasetSpec(
+        name="stl10-unlabeled",
+        task="classify",
+        summary="STL-10 without labels: 100,000 photographs to train, the 8,000 test images; one class",
+        load="iclr18cli.data.stl10:load_unlabeled",
+        files=(_stl10("unlabeled_X", 100_000, "train"), _stl10("test_X", 8_000, "test")),
+        license="none stated; images from ImageNet, cite Coates, Lee, Ng (2011)",
+        argument="[SIZE]",
+    ),
+    DatasetSpec(
         name="celeba",
         task="classify",
         summary="202,599 aligned photographs of faces, centre cut and scaled to 64x64 RGB; one class",
@@ -264,6 +295,41 @@ BUILTIN: tuple[DatasetSpec, ...] = (
         argument="PATH",
     ),
     DatasetSpec(
+        name="subj",
+        task="classify",
+        summary="Subjective and objective sentences as counts of words; 8,000 train, 2,000 test",
+        load="iclr18cli.data.sentences:load_subj",
+        files=(
+            File(
+                path="zhai-text/subj.npz",
+                bytes=352_255,
+                sha256="66945d300258f9d65781a49a4207b22f206d372863a06fe715b4d19b89f9c320",
+            ),
+        ),
+        license="none stated; research use, cite Pang and Lee (2004)",
+    ),
+    DatasetSpec(
+        name="mr",
+        task="classify",
+        summary="Positive and negative sentences of film reviews as counts of words; 8,529 train, 2,131 test",
+        load="iclr18cli.data.sentences:load_mr",
+        files=(
+            File(
+                path="zhai-text/mr.npz",
+                bytes=324_597,
+                sha256="c77faf637d89fd044029bd8dcc03daf892f02cfc976ee80dbc0201d2f085be3b",
+            ),
+        ),
+        license="none stated; research use, cite Pang and Lee (2005)",
+    ),
+    DatasetSpec(
+        name="sentences",
+        task="classify",
+        summary="Your own labelled sentences as counts of words: lines of label, tab, text",
+        load="iclr18cli.data.sentences:load",
+        argument="PATH",
+    ),
+    DatasetSpec(
         name="npz",
         task="classify",
         summary="Your own arrays: x and y, or x_train, y_train, x_test, y_test",
@@ -307,6 +373,14 @@ ALTERNATIVES: Mapping[str, tuple[tuple[File, ...], ...]] = {
         (File(path="usps/usps.h5"),),
     ),
     "wikitext-2": (tuple(File(path=f"wikitext-2/{split}.txt", splits=(split,)) for split in TEXT_SPLITS),),
+    "subj": (
+        (File(path="text-classification/subj.all"),),
+        tuple(File(path=f"rotten_imdb/{name}.tok.gt9.5000") for name in ("plot", "quote")),
+    ),
+    "mr": tuple(
+        tuple(File(path=f"{folder}/rt-polarity.{end}") for end in ("pos", "neg"))
+        for folder in ("text-classification", "rt-polaritydata")
+    ),
     "ptb": (tuple(File(path=f"penn/{split}.txt", splits=(split,)) for split in TEXT_SPLITS),),
     "cifar10": (
         tuple(File(path=f"cifar-10-batches-py/{batch}", splits=_cifar_split(batch)) for batch, _ in _CIFAR10_BIN),

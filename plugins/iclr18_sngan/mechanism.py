@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iclr18_sngan.model import Critic
 from iclr18_sngan.normalization import Reshaped, folded
-from iclr18cli.certify.norms import double
+from iclr18cli.certify.norms import double, reshaped_norm
 from iclr18cli.certify.smoothness import Chain, chain_constant, layers_of
 from iclr18cli.models.modes import evaluating
 
@@ -87,7 +87,7 @@ class Bound:
 
     Args:
         value: Upper bound of |D(x) - D(x')| / |x - x'|, the largest over the classes.
-        layers: (name, upper bound of the operator norm, norm of the reshaped weight, input shape) in order.
+        layers: (name, upper bound of the operator norm, norm of the reshaped weight, output shape) in order.
         chain: The walk through phi.
         head: |w|, or the largest |w + e_y|.
     """
@@ -126,8 +126,6 @@ def lipschitz_bound(critic: Critic, input_shape: Sequence[int]) -> Bound:
     for name, norm in chain.norms:
         layer = named[name]
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            matrix = Reshaped(layer.weight).matrix(double(layer.weight))
-            reshaped = torch.linalg.matrix_norm(matrix, ord=2).item()
-            layers.append((name, norm.value, reshaped, norm.output_shape))
+            layers.append((name, norm.value, reshaped_norm(layer.weight), norm.output_shape))
     layers.append(("head", head, head, (1,)))
     return Bound(chain.constant * head * (1 + 1e-12), layers, chain, head)

@@ -27,6 +27,12 @@ class Conditional(nn.Module):
     """A part of a generator that is also told the class: forward(h, y)."""
 
 
+def told(layer: nn.Module, h: Tensor, y_B: Tensor | None) -> Tensor:
+    """Return what a part of a generator makes of h, told the class if it asks for it."""
+    made: Tensor = layer(h, y_B) if isinstance(layer, Conditional) else layer(h)
+    return made
+
+
 class ConditionalBatchNorm(Conditional):
     """Batch normalisation whose scale and shift are the class's own, (B, C, H, W) and (B,) to (B, C, H, W)."""
 
@@ -65,7 +71,7 @@ class Generator(nn.Module):
         """Return images, (B, C, H, W) float32."""
         h = z_BZ
         for layer in self.layers:
-            h = layer(h, y_B) if isinstance(layer, Conditional) else layer(h)
+            h = told(layer, h, y_B)
         low, high = self.limits
         return (low + high) / 2 + (high - low) / 2 * h.float().tanh()
 

@@ -22,8 +22,10 @@ WARM_UP = 15
 class LinearMap(Protocol):
     """A linear map A(W) that is linear in its weight too, so that sigma = <u, A(W) v> has the gradient u A' v in W."""
 
-    rows: tuple[int, ...]
-    """Shape of u; that of v follows."""
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Return the shape of u; that of v follows."""
+        ...
 
     def apply(self, W: Tensor, v: Tensor) -> Tensor:
         """Return A(W) v."""
@@ -47,7 +49,8 @@ class Reshaped:
     """
 
     def __init__(self, weight: Tensor, dim: int = 0):
-        self.dim, self.rows = dim, (weight.shape[dim],)
+        self.dim = dim
+        self.rows: tuple[int, ...] = (weight.shape[dim],)
 
     def matrix(self, W: Tensor) -> Tensor:
         """Return the weight as a matrix."""
@@ -96,8 +99,9 @@ class Convolution:
             made = tuple(bare(torch.empty(1, layer.in_channels, *size, dtype=layer.weight.dtype)).shape[1:])
         taken = (layer.in_channels, *size)
         # Of a transposed convolution the adjoint is iterated: it maps what the layer makes to what it takes.
-        self.columns, rows = (made, taken) if isinstance(layer, nn.ConvTranspose2d) else (taken, made)
-        self.columns, self.rows = (1, *self.columns), (1, *rows)
+        columns, rows = (made, taken) if isinstance(layer, nn.ConvTranspose2d) else (taken, made)
+        self.columns: tuple[int, ...] = (1, *columns)
+        self.rows: tuple[int, ...] = (1, *rows)
 
     def apply(self, W: Tensor, v: Tensor) -> Tensor:
         """Return the convolution of v, (1, O, h', w')."""
@@ -125,7 +129,7 @@ class Divide(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, G: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, G: Tensor) -> Any:
         """Return the gradient in W; u and v are constants, as in the paper."""
         W_bar, sigma, u, v = ctx.saved_tensors
         along = torch.dot(G.flatten(), W_bar.flatten())
@@ -183,7 +187,7 @@ class SpectralNorm(nn.Module):
             else:
                 u, v = self.u.clone(), self.v.clone()
                 sigma = (u * self.map.apply(W, v)).sum().clamp(min=self.eps)
-        return Divide.apply(W, sigma, u, v, self.map)  # type: ignore[no-untyped-call, no-any-return]
+        return Divide.apply(W, sigma, u, v, self.map)
 
     def right_inverse(self, W: Tensor) -> Tensor:
         """Return what an assigned weight is stored as: itself."""

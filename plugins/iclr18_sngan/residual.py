@@ -22,6 +22,7 @@ from iclr18_sngan.model import (
     hold,
     make_critic,
     normalisation,
+    told,
 )
 from iclr18cli.models.layers import Residual
 from iclr18cli.models.vision import image_shape, positive
@@ -39,9 +40,9 @@ class UpBlock(Conditional):
 
     def forward(self, h: Tensor, y_B: Tensor | None) -> Tensor:
         """Return the block's output plus the shortcut's."""
-        one, two = ((lambda x, n=norm: n(x, y_B) if isinstance(n, Conditional) else n(x)) for norm in self.norms)  # type: ignore[misc]
-        inner = self.convolutions[0](self.larger(self.activation(one(h))))
-        inner = self.convolutions[1](self.activation(two(inner)))
+        one, two = self.norms
+        inner = self.convolutions[0](self.larger(self.activation(told(one, h, y_B))))
+        inner = self.convolutions[1](self.activation(told(two, inner, y_B)))
         # A 1x1 convolution and nearest upsampling commute: a quarter of the work, the same numbers.
         return inner + self.larger(self.shortcut(h))
 

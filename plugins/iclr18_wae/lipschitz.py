@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import nn
 
 from iclr18_wae.model import AutoEncoder
@@ -18,8 +16,6 @@ from iclr18cli.errors import UserError
 def chain_constant(chain: nn.Sequential, input_shape: Sequence[int]) -> tuple[float, list[float]]:
     """Return (product, constants of its layers): an upper bound of the chain's 2-norm Lipschitz constant.
 
-    A deconvolution is the adjoint of the convolution with its weight, so the norm of that one is its own.
-
     Args:
         chain: In evaluation mode.
         input_shape: Of one input.
@@ -29,16 +25,9 @@ def chain_constant(chain: nn.Sequential, input_shape: Sequence[int]) -> tuple[fl
     """
     shape, constants = tuple(input_shape), []
     for layer in chain:
-        if isinstance(layer, nn.Unflatten):
-            shape = tuple(layer(torch.empty(1, *shape, device="meta")).shape[1:])
-            continue
         slope = slopes(layer)
         if slope is not None:
             constants.append(float(slope[0]))
-            continue
-        if isinstance(layer, nn.ConvTranspose2d):
-            value, shape = _deconvolution(layer, shape)
-            constants.append(value)
             continue
         norm = operator_norm(layer, shape)
         constants.append(norm.value)
@@ -57,17 +46,3 @@ def reconstruction_constant(net: AutoEncoder, input_shape: Sequence[int]) -> tup
     if net.prior.kind == "sphere":
         raise UserError("Normalised codes have no Lipschitz constant.", why="the factor 1/|e| grows without bound at 0")
     return chain_constant(net.encoder, input_shape)[0], chain_constant(net.decoder, (net.prior.D,))[0]
-
-
-def _deconvolution(layer: nn.ConvTranspose2d, shape: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    output = tuple(layer(layer.weight.new_zeros(1, *shape)).shape[1:])
-    # weight is (in, out / groups, a, b): read as a convolution it maps from `out` to `in` channels.
-    places: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    kernel: Any = layer.kernel_size
-    with torch.device("meta"):
-        adjoint = nn.Conv2d(layer.out_channels, layer.in_channels, kernel, groups=layer.groups, bias=False, **places)
-    adjoint.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
-    norm = operator_norm(adjoint, output)
-    if norm.output_shape != shape:
-        raise UserError("No operator norm is known for this deconvolution.", why="its adjoint has another shape")
-    return norm.value, output

@@ -58,6 +58,7 @@ CONVOLUTIONS = [
     ({"in_channels": 2, "out_channels": 2, "kernel_size": 3, "dilation": 2, "padding": 3, "stride": 2}, (2, 8, 9)),
     ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1, "groups": 2}, (4, 5, 5)),
     ({"in_channels": 2, "out_channels": 2, "kernel_size": 4, "padding": "same"}, (2, 6, 5)),
+    ({"in_channels": 2, "out_channels": 2, "kernel_size": 3, "padding": 1, "padding_mode": "circular"}, (2, 6, 5)),
     (
         {"in_channels": 2, "out_channels": 2, "kernel_size": 5, "padding": 3},
         (2, 3, 3),
@@ -107,7 +108,7 @@ def test_batch_normalisation_counts_with_its_scale_in_both_norms():
 
 def test_a_layer_without_a_norm_is_refused_in_the_infinity_norm_too():
     with pytest.raises(UserError, match="padding_mode"):
-        infinity_norm(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), (1, 5, 5))
+        infinity_norm(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 5, 5))
     with pytest.raises(UserError, match="LayerNorm"):
         infinity_norm(nn.LayerNorm(3), (3,))
 

@@ -200,7 +200,12 @@ def test_weights_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("method", ["fast", "exact"])
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [(nn.Linear(40, 30), (40,)), (nn.Conv2d(3, 8, 3, padding=1), (3, 6, 6)), (nn.Conv2d(4, 8, 5, stride=2), (4, 9, 9))],
+    [
+        (nn.Linear(40, 30), (40,)),
+        (nn.Conv2d(3, 8, 3, padding=1), (3, 6, 6)),
+        (nn.Conv2d(4, 8, 5, stride=2), (4, 9, 9)),
+        (nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), (3, 6, 6)),
+    ],
 )
 def test_after_capping_the_proven_norm_is_at_most_the_cap(layer, shape, method):
     torch.manual_seed(0)

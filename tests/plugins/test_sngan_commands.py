@@ -183,3 +183,17 @@ def test_the_cifar_preset_trains_on_the_official_layout(tmp_path):
     card = json.loads((run.path / "model.json").read_text())
     assert card["kwargs"]["input_shape"] == [3, 32, 32]
     assert isinstance(open_model(run.path)[0], GAN)
+
+
+def test_the_stl_preset_trains_on_the_official_layout(tmp_path):
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    random = torch.Generator().manual_seed(0)
+    for name in ("unlabeled_X", "test_X"):
+        images = torch.randint(256, (4, 3, 96, 96), dtype=torch.uint8, generator=random)
+        (folder / f"{name}.bin").write_bytes(images.numpy().tobytes())
+    run = api.train(
+        "sngan", preset="paper-stl10", data_dir=str(tmp_path), width=2, latent=4, iterations=1, n_dis=1, batch_size=4,
+        generator_batch=4, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert open_model(run.path)[0].sample(2, random).shape == (2, 3, 48, 48)
