@@ -49,6 +49,8 @@ def table(options: Any) -> None:
                          "loss": options.loss, "width": options.width, "limit": options.limit}  # fmt: skip
                 place = folder / f"{options.dataset}-{norm}-{letter}-{counts[letter]}-{seed}.json"
                 if place.exists():
+                    if json.loads(place.read_text())["asked"] != asked:
+                        raise SystemExit(f"{place} is of another setting: choose another --out")
                     continue
                 began = time.process_time()
                 with tempfile.TemporaryDirectory() as scratch:
@@ -58,8 +60,10 @@ def table(options: Any) -> None:
                         course = [line for line in run.metrics() if line.get("split") == "critic"]
                         found = api.evaluate("sngan", run.path, limit=options.points, device=options.device)
                         kept = {"metrics": found, "course": course}
-                    except UserError as error:  # a training that diverged is a result
-                        kept = {"failed": str(error)}
+                    except UserError as error:
+                        if "The loss became" not in str(error):
+                            raise
+                        kept = {"failed": str(error)}  # a training that diverged is a result
                 kept |= {"asked": asked, "seed": int(seed), "processor_seconds": time.process_time() - began}
                 place.write_text(json.dumps(kept, indent=1))
     report_table(folder, options)

@@ -105,4 +105,4 @@ class CertifyConfig:
     eps: Annotated[float, Option("2-norm perturbation of the first statement, unit of the input.", above=0)] = 0.1
     split: Annotated[str, Option("Split where the largest gradient is looked for.", metavar="SPLIT")] = "test"
     points: Annotated[int, Option("Points from which it is looked for.", min=1)] = 64
-    steps: Annotated[int, Option("Ascent steps on the gradient's norm, from each.", min=0)] = 20
+    steps: Annotated[int, Option("Steps up D from each; the gradient is measured at every one.", min=0)] = 20

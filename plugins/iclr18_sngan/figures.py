@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from iclr18_sngan.config import SampleConfig
 from iclr18_sngan.mechanism import spectra
@@ -13,7 +13,7 @@ from iclr18_sngan.model import GAN
 from iclr18cli.device import derived_seed
 from iclr18cli.errors import UserError
 from iclr18cli.generate import pictures
-from iclr18cli.generate.evaluate import draw
+from iclr18cli.generate.evaluate import DRAW, draw
 from iclr18cli.models.modes import device_of, evaluating
 
 if TYPE_CHECKING:
@@ -38,16 +38,11 @@ def grid(net: GAN, count: int, columns: int, generator: torch.Generator) -> Any:
     limits = net.generator.limits
     if not net.classes:
         return pictures.grid(draw(net.sample, count, generator), limits, columns=columns, title="samples")
-    wide = columns or 10
+    wide = columns or math.isqrt(count - 1) + 1
     device = device_of(net, torch.device("cpu"))
-
-    def of_class(number: int, generator: torch.Generator) -> Tensor:
-        z, _ = net.draw(number, generator)
-        y = torch.arange(number) // wide % net.classes
-        return net.generator(z.to(device), y.to(device))
-
+    y_N = torch.arange(count) // wide % net.classes
     with torch.no_grad():
-        x = of_class(count, generator)
+        x = torch.cat([net.generator(net.draw(len(y), generator)[0].to(device), y.to(device)) for y in y_N.split(DRAW)])
     return pictures.grid(x, limits, columns=wide, title="samples, a class per row")
 
 
@@ -83,5 +78,6 @@ def gan(run: OpenedRun) -> GAN:
     """
     net = run.model()
     if not isinstance(net, GAN):
-        raise UserError(f"{run.path} holds no GAN.", why=f"its model is {run.card.model}")
+        raise UserError(f"{run.path} holds no GAN.", why=f"its model is {run.card.model}",
+                        fix="name a run of sngan train")  # fmt: skip
     return net

@@ -67,16 +67,16 @@ def observe(critic: Critic, real: Tensor, fake: Tensor, y_B: Tensor | None, t_B:
 
     Returns:
         log10_norms: of the product of the reshaped layer norms (largest singular values); gradient_real,
-        gradient_fake, gradient_between: mean |grad D|; effective_rank: mean over the layers, as a share of their
-        number of singular values.
+        gradient_fake, gradient_between: mean |grad D|; effective_rank: mean over the layers with more than one
+        singular value, as a share of their number.
     """
     values = spectra(critic)
     t = t_B.view(-1, *(1,) * (real.dim() - 1))
     places = {"real": real, "fake": fake, "between": t * real + (1 - t) * fake}
-    ranks = [effective_rank(s) / len(s) for s in values.values()]
+    ranks = [effective_rank(s) / len(s) for s in values.values() if len(s) > 1]
     return {
         "log10_norms": sum(math.log10(max(float(s[0]), 1e-300)) for s in values.values()),
-        "effective_rank": sum(ranks) / len(ranks),
+        "effective_rank": sum(ranks) / max(1, len(ranks)),
         **{f"gradient_{name}": gradient_norms(critic, x, y_B).mean().item() for name, x in places.items()},
     }
 
@@ -90,21 +90,23 @@ class Bound:
         layers: (name, upper bound of the operator norm, norm of the reshaped weight, output shape) in order.
         chain: The walk through phi.
         head: |w|, or the largest |w + e_y|.
+        claimed: What the same walk gives with reshaped norms in the place of operator norms: no bound.
     """
 
     value: float
     layers: list[tuple[str, float, float, tuple[int, ...]]]
     chain: Chain
     head: float
+    claimed: float
 
     @property
     def operator(self) -> float:
-        """Return the product of the operator norms' bounds of convolutions and dense layers."""
+        """Return the product of the operator norms' bounds of convolutions and dense layers and of the head."""
         return math.prod(operator for _, operator, _, _ in self.layers)
 
     @property
     def reshaped(self) -> float:
-        """Return the product of the norms that the paper normalises."""
+        """Return the product of the reshaped norms of the same layers and of the head."""
         return math.prod(reshaped for _, _, reshaped, _ in self.layers)
 
 
@@ -121,11 +123,16 @@ def lipschitz_bound(critic: Critic, input_shape: Sequence[int]) -> Bound:
     if plain.embedding is not None:
         rows = rows + double(plain.embedding.weight)
     head = rows.norm(dim=1).max().item()
-    named = dict(plain.named_modules())
+    named = dict(plain.named_modules(remove_duplicate=False))
     layers = []
     for name, norm in chain.norms:
         layer = named[name]
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layers.append((name, norm.value, reshaped_norm(layer.weight), norm.output_shape))
+    # Every bound is homogeneous in its weight: scaled so, it becomes the reshaped norm.
+    for name, operator, reshaped, _ in layers:
+        if operator:
+            named[name].weight.mul_(reshaped / operator)
+    claimed = chain_constant(layers_of(plain.features, "features"), input_shape).constant * head
     layers.append(("head", head, head, (1,)))
-    return Bound(chain.constant * head * (1 + 1e-12), layers, chain, head)
+    return Bound(chain.constant * head * (1 + 1e-12), layers, chain, head, claimed)

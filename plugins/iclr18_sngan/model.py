@@ -6,11 +6,13 @@ B batch · C channels · H height · W width · D features · K classes, 0 witho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from iclr18_sngan.config import Norm
 from iclr18_sngan.normalization import spectral_norm
 from iclr18cli.models.layers import Normalize
 from iclr18cli.models.modes import device_of
@@ -19,7 +21,7 @@ from iclr18cli.models.vision import image_shape, positive
 SLOPE = 0.2
 """Of the leaky ReLU, as in the authors' code (their framework's default)."""
 
-NORMS = ("sn", "none", "bn", "ln", "wn", "clip", "gp", "orthonormal")
+NORMS = get_args(Norm)
 WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
 
 

@@ -172,9 +172,9 @@ class SpectralNorm(nn.Module):
         for _ in range(steps):
             v = self.map.adjoint(W, u)
             v = v / (v.norm() + self.eps)
-            u = self.map.apply(W, v)
-            sigma = u.norm()
-            u = u / (sigma + self.eps)
+            image = self.map.apply(W, v)
+            sigma = image.norm()
+            u = torch.where(sigma > 0, image / (sigma + self.eps), u)  # a weight of zeros keeps the direction
         return u, v, sigma.clamp(min=self.eps)
 
     def forward(self, W: Tensor) -> Tensor:
@@ -186,11 +186,17 @@ class SpectralNorm(nn.Module):
                 self.v.copy_(v)
             else:
                 u, v = self.u.clone(), self.v.clone()
-                sigma = (u * self.map.apply(W, v)).sum().clamp(min=self.eps)
+                sigma = (u * self.map.apply(W, v)).sum()
+                sigma = torch.where(sigma.abs() < self.eps, self.eps, sigma)
         return Divide.apply(W, sigma, u, v, self.map)
 
     def right_inverse(self, W: Tensor) -> Tensor:
-        """Return what an assigned weight is stored as: itself."""
+        """Return what an assigned weight is stored as, itself, and look for its norm from a new direction."""
+        with torch.no_grad():
+            u = torch.randn_like(self.u)
+            u, v, _ = self.iterated(W, u / u.norm(), WARM_UP)
+            self.u.copy_(u)
+            self.v.copy_(v)
         return W
 
     def extra_repr(self) -> str:
@@ -212,13 +218,13 @@ def spectral_norm(
     Args:
         layer: Linear, Embedding, Conv1d to Conv3d or a transposed convolution.
         mode: "reshape", the norm of the O x I a b matrix as in the paper, which is **not** the norm of the convolution;
-            or "operator", that norm itself on images of `input_size` (Conv2d, ConvTranspose2d; else the same).
+            or "operator", that norm itself on images of `input_size` (Conv2d, ConvTranspose2d; of a matrix the same).
         n_power_iterations, eps: See `SpectralNorm`.
         input_size: (height, width) of the layer's input; mode "operator" needs it.
         name: Of the weight.
 
     Raises:
-        ValueError: Unknown mode, a vector, or no size for "operator".
+        ValueError: Unknown mode, a vector, or a layer or size that "operator" does not take.
 
     Example:
         >>> layer = spectral_norm(nn.Linear(20, 10), n_power_iterations=20)
@@ -234,6 +240,11 @@ def spectral_norm(
     if mode == "operator" and isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         map = Convolution(layer, input_size)
     else:
+        if mode == "operator" and weight.dim() > 2:
+            raise ValueError(
+                "mode='operator' takes Conv2d, ConvTranspose2d and layers whose weight is a matrix; received "
+                f"{type(layer).__name__}"
+            )
         transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
         map = Reshaped(weight, int(transposed))
     made = SpectralNorm(weight, map, n_power_iterations=n_power_iterations, eps=eps)

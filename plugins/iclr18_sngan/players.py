@@ -104,7 +104,8 @@ class Players:
         self.descend(held, self.D)
         if config.norm == "clip":
             algorithm.clip_(net.critic, config.clip)
-        return {"loss": loss.detach(), "real": real_B.detach().mean(), "fake": fake_B.detach().mean()}
+        logged = {"loss": held.detach(), "real": real_B.detach().mean(), "fake": fake_B.detach().mean()}
+        return logged if held is loss else logged | {"penalty": (held - loss).detach()}
 
     def latent(self, count: int) -> tuple[Tensor, Tensor | None]:
         """Return this rank's share of (z, y) for a batch of `count`."""

@@ -83,12 +83,12 @@ def resnet(
     block += [nn.Conv2d(width, width, 3, padding=1), pool()]
     down.append(Residual(nn.Sequential(*block), nn.Sequential(pool(), nn.Conv2d(C, width, 1))))
     for number in range(downs + 1):
-        smaller = [pool()] if number < downs - 1 else []
+        halves = number < downs - 1
         block = []
         for _ in (0, 1):
             block += [*between(width), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)]
-        shortcut = nn.Sequential(nn.Conv2d(width, width, 1), *smaller) if smaller else nn.Identity()
-        down.append(Residual(nn.Sequential(*block, *smaller), shortcut))
+        shortcut = nn.Sequential(nn.Conv2d(width, width, 1), pool()) if halves else nn.Identity()
+        down.append(Residual(nn.Sequential(*block, *([pool()] if halves else [])), shortcut))
     total = nn.AvgPool2d((H >> downs, W >> downs), divisor_override=1)
     critic = make_critic([*down, nn.ReLU(), total, nn.Flatten()], width, classes, bias=False)
     h, w, filters = H >> ups, W >> ups, 2 * width

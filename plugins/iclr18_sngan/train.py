@@ -9,7 +9,7 @@ import torch
 from iclr18_sngan.config import TrainConfig
 from iclr18_sngan.figures import draw_figures
 from iclr18_sngan.mechanism import observe
-from iclr18_sngan.model import GAN
+from iclr18_sngan.model import GAN, halvings
 from iclr18_sngan.players import Players
 from iclr18cli.data.registry import open_split
 from iclr18cli.data.tensors import Order, Split
@@ -62,7 +62,7 @@ def observed(net: GAN, data: Split, seed: int) -> dict[str, float]:
     """Look at the critic on images and samples that are the same at every call of a run."""
     generator = torch.Generator().manual_seed(derived_seed(seed, "sngan observed"))
     with evaluating(net):
-        some = data.take(POINTS)
+        some = data.take(torch.linspace(0, len(data) - 1, min(POINTS, len(data))).long())
         real, device = some.inputs(), data.x.device
         z, _ = net.draw(len(some), generator)
         y = some.y if net.classes else None
@@ -78,11 +78,21 @@ def network(config: TrainConfig, data: Split) -> tuple[GAN, str, dict[str, Any]]
         UserError: The data are no images of a declared range, or fewer than a batch.
         UsageError: The network is none of this technique, or classes are asked for where there is one.
     """
-    if len(data.shape) != 3 or data.range is None:
-        raise UserError(f"'{data.name}' holds no images.", why=f"inputs of shape {data.shape}, range {data.range}")
+    if len(data.shape) != 3 or data.shape[0] not in (1, 3) or data.range is None:
+        raise UserError(
+            f"'{data.name}' holds no images.",
+            why=f"inputs of shape {data.shape}, range {data.range}",
+            fix="a data set of grey or RGB images in a declared range",
+        )
+    if any(halvings(side, floor=4, at_most=1) == 0 for side in data.shape[1:]):
+        raise UserError(
+            f"Images of {data.shape[1]}x{data.shape[2]} pixels cannot be halved.",
+            why="both networks double and halve the image",
+            fix="sides that are even and above 4: scale the images first",
+        )
     if len(data) < config.batch_size:
         raise UserError(f"'{data.name}' has {len(data)} images, fewer than a batch of {config.batch_size}.",
-                        fix="a smaller --batch-size")  # fmt: skip
+                        fix="a smaller --batch-size, or a larger --limit")  # fmt: skip
     K = len(data.classes) if config.conditional else 0
     if K == 1:
         raise UsageError(f"--conditional needs classes, and '{data.name}' has one.", fix="leave it out")

@@ -181,10 +181,37 @@ def test_power_iterations_per_access_in_training_and_none_in_evaluation():
 
 
 def test_two_passes_before_one_backward_keep_their_own_directions():
-    layer = spectral_norm(nn.Linear(4, 3))
-    one, two = layer.weight, layer.weight
-    (one.sum() + two.square().sum()).backward()
-    assert layer.parametrizations.weight.original.grad.isfinite().all()
+    layer = spectral_norm(nn.Linear(4, 3, bias=False).double())
+    norm, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+    with torch.no_grad():
+        original.copy_(torch.randn(3, 4))  # far from what u and v were found for
+    made, directions = [], []
+    for _ in range(2):
+        made.append(layer.weight)
+        directions.append((norm.u.clone(), norm.v.clone()))
+    one, two = torch.randn(2, 3, 4, dtype=torch.float64)
+    ((made[0] * one).sum() + (made[1] * two).sum()).backward()
+    expected = torch.zeros(3, 4, dtype=torch.float64)
+    for G, (u, v) in zip((one, two), directions, strict=True):
+        W, sigma = original.detach(), u @ original.detach() @ v
+        expected += (G - (G * W / sigma).sum() * torch.outer(u, v)) / sigma
+    torch.testing.assert_close(original.grad, expected)
+    assert not torch.allclose(directions[0][0], directions[1][0])
+
+
+def test_an_assigned_weight_is_normalised_and_a_weight_of_zeros_can_recover():
+    layer = spectral_norm(nn.Linear(6, 5)).eval()
+    layer.weight = torch.randn(5, 6)
+    assert largest(layer.weight).item() == pytest.approx(1, rel=0.05)
+    layer.train()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.zero_()
+    assert layer.weight.abs().max() == 0
+    with torch.no_grad():
+        layer.parametrizations.weight.original.normal_()
+    for _ in range(20):
+        W = layer.weight
+    assert largest(W).item() == pytest.approx(1, rel=0.05)
 
 
 def test_u_and_v_survive_state_dict_and_deepcopy():
@@ -215,6 +242,8 @@ def test_what_cannot_be_normalised_is_refused():
         spectral_norm(nn.Linear(2, 2), mode="fourier")
     with pytest.raises(ValueError, match="two dimensions"):
         spectral_norm(nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="Conv1d"):
+        spectral_norm(nn.Conv1d(1, 1, 3), mode="operator")
     with pytest.raises(ValueError, match="input_size"):
         spectral_norm(nn.Conv2d(1, 1, 3), mode="operator")
     with pytest.raises(ValueError, match="zero padding"):
@@ -361,15 +390,42 @@ def test_the_shortcut_may_be_convolved_before_it_is_enlarged():
 
 
 @pytest.mark.parametrize("mode", ["reshape", "operator"])
-@pytest.mark.parametrize("build", [dcgan, resnet])
-def test_no_two_images_refute_the_bound(build, mode):
-    net = build(input_shape=(1, 8, 8), width=3, latent=4, mode=mode).eval()
-    bound = lipschitz_bound(net.critic, (1, 8, 8))
-    x = torch.rand(64, 1, 8, 8)
+@pytest.mark.parametrize(("build", "shape"), [(dcgan, (1, 8, 8)), (resnet, (1, 8, 8)), (resnet, (1, 20, 20))])
+def test_no_two_images_refute_the_bound(build, shape, mode):
+    net = build(input_shape=shape, width=2, latent=4, mode=mode).eval()
+    bound = lipschitz_bound(net.critic, shape)
+    x = torch.rand(64, *shape)
     z = x + 1e-3 * torch.randn_like(x)
     moved = (net.critic(x) - net.critic(z)).abs() / (x - z).flatten(1).norm(dim=1)
     assert moved.max().item() <= bound.value * (1 + 1e-3)
     assert gradient_norms(net.critic, x).max().item() <= bound.value * (1 + 1e-4)
+
+
+def test_without_activations_the_bound_is_the_gradient():
+    features = nn.Sequential(Normalize([0.5], [0.5]), nn.Flatten(), nn.Linear(16, 1))
+    critic = Critic(features, nn.Linear(1, 1), None)
+    bound = lipschitz_bound(critic, (1, 4, 4))
+    assert bound.value == pytest.approx(gradient_norms(critic, torch.rand(1, 1, 4, 4)).item(), rel=1e-5)
+    assert bound.claimed == pytest.approx(bound.value, rel=1e-9)
+
+
+def test_on_a_chain_the_reshaped_claim_is_the_bound_times_the_ratio_of_the_products():
+    bound = lipschitz_bound(dcgan(input_shape=(1, 8, 8), width=3, latent=4).critic, (1, 8, 8))
+    assert bound.claimed == pytest.approx(bound.value * bound.reshaped / bound.operator, rel=1e-5)
+    assert bound.claimed < 0.8 * bound.value
+
+
+def test_on_sums_the_reshaped_claim_walks_the_sums():
+    critic = resnet(input_shape=(1, 8, 8), width=2, latent=4, norm="none").critic
+    with torch.no_grad():
+        for part in critic.modules():
+            if isinstance(part, nn.Conv2d):
+                part.weight.fill_(1.0 if part.kernel_size == (1, 1) else 1e-3)
+        critic.head.weight.fill_(1.0)
+    claimed = lipschitz_bound(critic, (1, 8, 8)).claimed
+    # 2 (Normalize), sqrt 2 / 2 (1x1 on one channel, pooled), the identity of two blocks, 4 (sum of 16), sqrt 2 (head).
+    assert claimed == pytest.approx(8, rel=1e-2)
+    assert gradient_norms(critic, torch.ones(1, 1, 8, 8)).item() == pytest.approx(8, rel=1e-2)
 
 
 def test_a_critic_of_all_ones_kernels_refutes_the_product_of_reshaped_norms():

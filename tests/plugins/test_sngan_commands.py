@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from iclr18_sngan.model import GAN
@@ -42,7 +43,8 @@ def test_certify_proves_a_bound_and_measures_the_gap(trained):
     bound, gap = api.certify("sngan", trained.path, points=16, steps=5, eps=0.2)
     assert (bound.verdict, gap.verdict) == ("proven", "measured")
     assert bound.value == pytest.approx(0.2 * bound.constants["L"])
-    assert 0 < bound.empirical["value"] <= bound.value
+    assert 0 < bound.empirical["value"] <= 0.2 * bound.constants["largest_gradient"] * 1.5
+    assert bound.empirical["value"] <= bound.value
     assert bound.holds
     assert gap.value > 1.2
     assert gap.constants["reshaped_product"] == pytest.approx(1, abs=0.2)
@@ -83,6 +85,15 @@ def test_every_critic_trains_and_reloads(options, tmp_path):
             api.certify("sngan", run.path, points=2, steps=0)
     if options.get("conditional"):
         api.call("sngan", "sample", run.path, count=12, columns=3)
+        bound, gap = api.certify("sngan", run.path, points=2, steps=1)
+        assert bound.holds
+        assert gap.constants["would_claim"] <= bound.constants["L"] * (1 + 1e-6)
+    if options.get("norm") == "bn":
+        bound, _ = api.certify("sngan", run.path, points=2, steps=1)
+        assert bound.statement.startswith("In evaluation mode")
+        assert bound.assumptions
+    if options.get("norm") == "gp":
+        assert all("penalty" in line for line in run.metrics() if line.get("split") == "train")
 
 
 def test_the_generator_is_updated_first_and_the_critic_n_dis_times(tmp_path, monkeypatch):
@@ -97,6 +108,19 @@ def test_the_generator_is_updated_first_and_the_critic_n_dis_times(tmp_path, mon
         monkeypatch.setattr(Players, name, noted)
     api.train("sngan", **TINY, n_dis=3, out=str(tmp_path / "run"))
     assert "".join(taken) == "gccc" * 2
+
+
+def test_the_step_size_falls_and_the_generator_s_batch_is_as_large_as_asked(tmp_path, monkeypatch):
+    seen = []
+    descend, latent = Players.descend, Players.latent
+    monkeypatch.setattr(
+        Players, "descend", lambda self, loss, opt: seen.append(opt.param_groups[0]["lr"]) or descend(self, loss, opt)
+    )
+    monkeypatch.setattr(Players, "latent", lambda self, count: seen.append(count) or latent(self, count))
+    api.train("sngan", **TINY | {"iterations": 4}, schedule="linear", generator_batch=5, out=str(tmp_path / "run"))
+    assert seen[0::4] == [5] * 4
+    assert seen[2::4] == [16] * 4
+    assert seen[1::4] == seen[3::4] == pytest.approx([2e-4, 1.5e-4, 1e-4, 0.5e-4])
 
 
 def test_every_update_normalises_each_weight_once(tmp_path, monkeypatch):
@@ -153,11 +177,18 @@ def test_the_generator_s_step_leaves_the_critic_s_weights_and_the_critic_s_step_
     ("options", "said"),
     [
         ({"dataset": "rings:100"}, "no images"),
+        ({"dataset": "npz:FOUR"}, "no images"),
+        ({"dataset": "npz:ODD"}, "cannot be halved"),
         ({"batch_size": 100, "limit": 50}, "fewer than a batch"),
         ({"model": "mlp"}, "cannot be built"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_leaves_no_run(options, said, tmp_path):
+    shape = {"npz:FOUR": (64, 4, 8, 8), "npz:ODD": (64, 1, 9, 9)}.get(options.get("dataset", ""))
+    if shape:
+        x, y = np.random.default_rng(0).random(shape, dtype=np.float32), np.arange(64) % 2
+        np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y, layout="NCHW")
+        options = {"dataset": f"npz:{tmp_path / 'own.npz'}"}
     with pytest.raises((UserError, UsageError), match=said):
         api.train("sngan", **({"preset": "smoke"} | options), out=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
