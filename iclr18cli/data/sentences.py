@@ -47,12 +47,7 @@ _PAIRS: Mapping[str, tuple[Mapping[str, str], ...]] = {
 
 @dataclass(frozen=True)
 class Text:
-    """Sentences with the names of their classes, before they are counted.
-
-    Args:
-        sentences: In the order of the file.
-        labels: Name of each one's class.
-    """
+    """Sentences, in the order of the file, each with the name of its class; not yet counted."""
 
     sentences: Sequence[str]
     labels: Sequence[str]
@@ -131,12 +126,7 @@ def words(reference: str, *, data_dir: str | Path = "") -> tuple[str, ...]:
 
 
 def holds_counts(reference: str) -> bool:
-    """Say whether the inputs of a data set are counts of words.
-
-    Example:
-        >>> holds_counts("subj"), holds_counts("sentences:a.txt"), holds_counts("digits")
-        (True, True, False)
-    """
+    """Say whether the inputs of a data set are counts of words: "subj", "mr", "sentences:PATH"."""
     return reference.partition(":")[0] in ("subj", "mr", "sentences")
 
 
@@ -151,12 +141,7 @@ def tokens(sentence: str) -> list[str]:
 
 
 def vocabulary(sentences: Iterable[str], *, limit: int = WORDS) -> tuple[str, ...]:
-    """Return the most frequent words, the most frequent first, ties by alphabet.
-
-    Example:
-        >>> vocabulary(["b a", "b c"])
-        ('b', 'a', 'c')
-    """
+    """Return the most frequent words, the most frequent first, ties by alphabet."""
     counted = Counter(word for sentence in sentences for word in tokens(sentence))
     return tuple(sorted(counted, key=lambda word: (-counted[word], word))[:limit])
 
@@ -195,7 +180,8 @@ def read_counts(path: Path, split: str, *, dataset: str = "") -> tuple[NDArray[n
             raise ValueError(f"{N} x {V} counts do not fit into memory")
         if data.dtype != np.uint8 or not all(np.issubdtype(a.dtype, np.integer) for a in (indices, indptr, label)):
             raise ValueError("counts must be uint8, indices and labels whole numbers")
-        lengths = np.diff(indptr.astype(np.int64))
+        ends = indptr.astype(np.int64)
+        lengths = ends[1:] - ends[:-1]
         if indptr[0] != 0 or indptr[-1] != len(data) or len(data) != len(indices) or (lengths < 0).any():
             raise ValueError("the ends of the rows are not those of the counts")
         if len(indices) and not (indices.min() >= 0 and indices.max() < V):
@@ -250,9 +236,8 @@ def read_pair(folder: Path, files: Mapping[str, str]) -> Text:
 
 
 def _official(name: str, root: Path, split: str) -> Split:
-    path = root / _COUNTS[name]
-    if path.is_file():
-        x_NV, y_N, classes = read_counts(path, split, dataset=name)
+    if (root / _COUNTS[name]).is_file():
+        x_NV, y_N, classes = read_counts(root / _COUNTS[name], split, dataset=name)
         return Split(torch.from_numpy(x_NV), torch.from_numpy(y_N), tuple(classes), name, split)
     return _counted(_divided(_raw(name, root)), split, _CLASSES[name], name)
 

@@ -59,7 +59,8 @@ def lipschitz(
         verdict="proven",
         subject="critic",
         statement=(
-            f"{'In evaluation mode, when' if batch_norm else 'When'} any image is moved by at most {config.eps:g} in the 2-norm, D moves by at most {value:.4g} "
+            f"{'In evaluation mode, when' if batch_norm else 'When'} any image is moved by at most {config.eps:g} in "
+            f"the 2-norm, D moves by at most {value:.4g} "
             f"(Lipschitz constant at most {bound.value:.4g}; the steepest gradient found is {steepest:.4g})."
         ),
         not_claimed=[
