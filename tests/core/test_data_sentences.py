@@ -62,13 +62,10 @@ def test_a_damaged_file_of_counts_is_refused_and_nothing_in_it_runs(tmp_path, ch
     assert said in caught.value.why
 
 
-def test_the_authors_files_have_the_sizes_they_state(monkeypatch):
-    from pathlib import Path
-
-    here = Path("/work/shared/data")
-    if not (here / "zhai-text/mr.npz").is_file():
+def test_the_authors_files_have_the_sizes_they_state(shared_data):
+    if not (shared_data / "zhai-text/mr.npz").is_file():
         pytest.skip("needs the authors' file")
-    train, test = (open_split("mr", split, data_dir=here) for split in ("train", "test"))
+    train, test = (open_split("mr", split, data_dir=shared_data) for split in ("train", "test"))
     assert (len(train), len(test), train.shape) == (8529, 2131, (11413,))
     assert int((train.x > 0).any(1).sum()) == len(train)
 

@@ -1,5 +1,6 @@
 from iclr18cli.testing import conformance
 
+test_adaptive_dropout = conformance("adaptive-dropout")
 test_adr = conformance("adr")
 test_alternating = conformance("alternating")
 test_dgc = conformance("dgc")

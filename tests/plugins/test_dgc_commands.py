@@ -46,15 +46,14 @@ def distance(one, two):
 
 
 def test_at_density_one_workers_learn_what_one_learns(cli, tmp_path):
-    # The last of 7 batches has 50 examples, which 4 workers share unequally.
+    # Neither the batches of 100 nor the last one of 50 examples are shared equally by 3 workers.
     dense = ["--density", "1", "--warmup-epochs", "0", "--no-masking"]
     assert cli(*TRAIN[3:], *dense, "--out", tmp_path / "alone").code == 0
     assert cli(*TRAIN[3:], "--compressor", "none", "--out", tmp_path / "plain").code == 0
     alone, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "plain"))
     assert distance(alone, plain) < 2e-5
-    for ranks in (2, 4):
-        assert distance(alone, trained(tmp_path / f"{ranks}", *dense, "--nproc", ranks)) < 2e-5
-    assert distance(alone, trained(tmp_path / "whole", "--compressor", "none", "--nproc", "4")) < 2e-5
+    assert distance(alone, trained(tmp_path / "three", *dense, "--nproc", "3")) < 2e-5
+    assert distance(alone, trained(tmp_path / "whole", "--compressor", "none", "--nproc", "2")) < 2e-5
 
 
 def test_a_sparse_training_of_two_workers_goes_on_after_a_signal_to_the_same_bits(tmp_path):
@@ -146,7 +145,7 @@ def test_an_audit_is_contradicted_by_a_loss_by_unequal_replicas_and_by_bytes_tha
 
 
 def test_the_audit_of_a_run_counts_the_bytes_on_the_wire(smoke_run):
-    made = api.certify("dgc", smoke_run("dgc"), steps=5, workers=4)
+    made = api.certify("dgc", smoke_run("dgc"), steps=5, workers=2)
     assert [one.verdict for one in made] == ["measured"] * 4
     assert all(one.holds for one in made)
     counts = made[2].solver["counted"]
