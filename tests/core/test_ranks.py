@@ -61,7 +61,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("ranks", [3])
 def test_ranks_that_share_batches_learn_what_one_process_learns(alone, ranks, tmp_path):
-    # 1,437 examples in batches of 100: the last batch has 37, which neither 2 nor 4 divide.
+    # 1,437 examples in batches of 100, the last one of 37: 3 divides neither.
     ended = run(*TRAIN, "--epochs", 2, "--out", tmp_path / "run", "--nproc", ranks, "--json")
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)  # one document: the other ranks are silent
