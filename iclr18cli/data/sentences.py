@@ -172,6 +172,11 @@ def read_counts(path: Path, split: str, *, dataset: str = "") -> tuple[NDArray[n
     arrays = read_arrays(path, [*keys, "vocab", "label_names"], dataset=dataset)
     data, indices, indptr, shape, label = (arrays[key] for key in keys)
     try:
+        names = (arrays["vocab"], arrays["label_names"])
+        if any(array.ndim != 1 for array in (data, indices, indptr, shape, label, *names)):
+            raise ValueError("every array has one axis")
+        if not np.issubdtype(shape.dtype, np.integer) or any(array.dtype.kind != "U" for array in names):
+            raise ValueError("the shape must be whole numbers, words and names of classes text")
         N, V = (int(size) for size in shape)
         if len(arrays["vocab"]) != V or label.shape != (N,) or indptr.shape != (N + 1,) or N < 1:
             raise ValueError(f"{N} rows, {len(arrays['vocab'])} words, {len(label)} labels and {len(indptr)} ends "
@@ -186,6 +191,8 @@ def read_counts(path: Path, split: str, *, dataset: str = "") -> tuple[NDArray[n
             raise ValueError("the ends of the rows are not those of the counts")
         if len(indices) and not (indices.min() >= 0 and indices.max() < V):
             raise ValueError(f"a word's number lies outside 0 .. {V - 1}")
+        if len(np.unique(np.repeat(np.arange(N), lengths) * V + indices.astype(np.int64))) < len(indices):
+            raise ValueError("a word comes twice in a row")
         if int(label.max()) >= len(arrays["label_names"]) or int(label.min()) < 0:
             raise ValueError(f"a label lies outside 0 .. {len(arrays['label_names']) - 1}")
     except (ValueError, TypeError) as error:
@@ -195,13 +202,16 @@ def read_counts(path: Path, split: str, *, dataset: str = "") -> tuple[NDArray[n
     return x_NV, label.astype(np.int64), [str(name) for name in arrays["label_names"]]
 
 
-def read_labelled(path: Path, separator: str = "\t", names: Mapping[str, str] | None = None) -> Text:
+def read_labelled(
+    path: Path, separator: str = "\t", names: Mapping[str, str] | None = None, *, classes: int = 2
+) -> Text:
     """Read lines of a label, a separator and a text; empty lines are skipped.
 
     Args:
         path: UTF-8, else Latin-1.
         separator: Between label and text.
         names: Label -> name of its class; None: any label is a name.
+        classes: At least so many must come.
 
     Raises:
         UserError: A line has no label or no text.
@@ -218,8 +228,8 @@ def read_labelled(path: Path, separator: str = "\t", names: Mapping[str, str] | 
                           fix=f"Mend or remove line {number}.")  # fmt: skip
         sentences.append(sentence)
         labels.append(label if names is None else names[label])
-    if len(set(labels)) < 2:
-        raise damaged(path, f"it holds {len(set(labels))} classes", fix="Give it sentences of two classes or more.")
+    if len(set(labels)) < classes:
+        raise damaged(path, f"it holds {len(set(labels))} classes", fix=f"Give it sentences of {classes} or more.")
     return Text(sentences, labels)
 
 
@@ -252,11 +262,21 @@ def _raw(name: str, root: Path) -> Text:
 def _own(path: Path) -> dict[str, Text]:
     """Return the training and the test part of the user's own file or folder."""
     if path.is_file():
-        return _divided(read_labelled(path))
+        text = read_labelled(path)
+        alone = [label for label, count in Counter(text.labels).items() if count == 1]
+        if alone:
+            raise UserError(
+                f"Class '{alone[0]:.40}' of '{path}' has one sentence.",
+                why="it cannot be in the training and in the test part",
+                fix="is line 1 a header, or are the columns swapped? Lines are label, tab, text",
+            )
+        return _divided(text)
     if not path.is_dir():
         raise UserError(f"There is no file or folder '{path}'.", fix="Check the path after 'sentences:'.")
     if (path / "train.txt").is_file() and (path / "test.txt").is_file():
-        return {part: read_labelled(path / f"{part}.txt") for part in ("train", "test")}
+        return {
+            part: read_labelled(path / f"{part}.txt", classes=2 if part == "train" else 1) for part in ("train", "test")
+        }
     for pairs in _PAIRS.values():
         for pair in pairs:
             if all((path / file).is_file() for file in pair):
@@ -296,6 +316,8 @@ def _counted(parts: Mapping[str, Text], split: str, classes: tuple[str, ...], na
 def _lines(path: Path) -> list[str]:
     content = path.read_bytes()
     try:
-        return content.decode("utf-8").split("\n")
+        if b"\0" in content:
+            raise damaged(path, "it holds zero bytes, as UTF-16 does", fix="Save it as UTF-8.")
+        return content.decode("utf-8-sig").split("\n")  # Excel and others begin with a mark
     except UnicodeDecodeError:  # the collections of 2004 and 2005 are Latin-1, which reads any bytes
         return content.decode("latin-1").split("\n")

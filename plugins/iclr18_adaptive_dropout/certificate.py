@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from iclr18_adaptive_dropout.algorithm import Form, Layer, factors, layers_of, rademacher_bound
+from iclr18_adaptive_dropout.algorithm import Form, Layer, layers_of, rademacher_bound
 from iclr18_adaptive_dropout.config import CertifyConfig
 from iclr18_adaptive_dropout.evaluate import BATCH, with_rates
 from iclr18_adaptive_dropout.model import RowShare
@@ -21,15 +21,26 @@ from iclr18_adaptive_dropout.train import training_part
 from iclr18cli.certify.randomized import lower_confidence
 from iclr18cli.certify.result import Certificate
 from iclr18cli.data.tensors import Split, batches
+from iclr18cli.errors import UserError
 from iclr18cli.models.measures import classified
 
 if TYPE_CHECKING:
     from iclr18cli.run.opened import OpenedRun
 
+WITHDRAWN = (
+    "The submission's form, which its authors replaced: it is not shown for random masks and lacks the factor 2^L."
+)
+
 
 def certify(config: CertifyConfig, run: OpenedRun) -> list[Certificate]:
     """State the paper's bound, which says little, and what the test points alone say."""
     net = with_rates(run)
+    if run.technique != "adaptive-dropout":
+        raise UserError(
+            f"{run.path} was not trained by adaptive-dropout train.",
+            why="its settings do not say which examples it was trained on, nor p",
+            fix=f"iclr18 adaptive-dropout eval {run.path}, or rates",
+        )
     test = run.split("test").to(run.device)
     found = []
     if all(layer.weight is not None for layer in layers_of(net)):
@@ -51,13 +62,13 @@ def gap_bound(net: nn.Module, train: Split, test: Split, *, p: float, form: Form
     """
     start = time.perf_counter()
     layers, n, K = layers_of(net), len(train), len(train.classes)
-    seen, bounded = largest_input(net, train)
-    complexity = rademacher_bound(layers, seen, n, p=p, form=form)
-    M = math.log(K) + 2 * largest_logit(layers, bounded)
+    seen, largest, known = largest_input(net, train)
+    bound = rademacher_bound(layers, seen, n, p=p, form=form)
+    complexity = bound.value
+    M = math.log(K) + 2 * largest_logit(layers, largest)
     value = 2 * complexity + 3 * M * math.sqrt(math.log(2 / delta) / (2 * n))
     here, there = classified(net, train), classified(net, test)
     gap, room = there["loss"] - here["loss"], math.log(K) - here["loss"]
-    c_L = factors(layers, p=p, form=form).tolist()
     q = "1" if math.isinf(p) else "2" if p == 2 else "infinity"
     return Certificate(
         kind="technique",
@@ -65,8 +76,8 @@ def gap_bound(net: nn.Module, train: Split, test: Split, *, p: float, form: Form
         statement=(
             f"The {'camera-ready' if form == 'camera' else 'submission'} bound for p = {p:g}, q = {q} puts the "
             f"empirical Rademacher complexity at {complexity:.4g} and the generalisation gap of the cross-entropy at "
-            f"{value:.4g} nats or less, for {n:,} examples with probability {1 - delta:g}, had the norms been fixed "
-            f"beforehand; the gap measured on {len(test):,} test points is {gap:.4g} nats."
+            f"{value:.4g} nats or less, for {n:,} examples with probability {1 - delta:g}, had the norms and "
+            f"the largest loss been fixed beforehand; the gap measured on {len(test):,} test points is {gap:.4g} nats."
         ),
         not_claimed=[
             "A bound for this very network: its norms and rates were found on the same examples.",
@@ -79,14 +90,16 @@ def gap_bound(net: nn.Module, train: Split, test: Split, *, p: float, form: Form
         sample=_sample(train),
         confidence={"delta": delta, "kind": "over the draw of the training examples"},
         assumptions=[
-            "Norms of weights and rates fixed before the data were seen.",
+            "Norms, rates and largest loss M of the class fixed before the data were seen; M is the trained network's.",
+            "The training examples are an independent sample.",
             "The theorem as the paper states it, its factor k for cross-entropy included.",
             "Biases as weights of a constant input that always passes.",
-            *([] if train.range is not None or bounded == 1 else ["No input is larger than those of the sample."]),
+            *([] if known else ["No input is larger than those of the sample."]),
+            *([WITHDRAWN] if form == "submission" else []),
         ],
         constants={
-            "rademacher": complexity, "largest_loss": M, "n": n, "d": layers[0].fan_in, "classes": K, "x_max": seen,
-            **{f"factor_{number}": factor for number, factor in enumerate(c_L, start=1)},
+            "rademacher": complexity, "largest_loss": M, "n": n, "d": bound.d, "classes": K, "x_max": bound.x_max,
+            **{f"factor_{number}": factor for number, factor in enumerate(bound.factors, start=1)},
             "rademacher_all_rates_1": all_passing(layers, seen, n, p=p, form=form),
             "train_loss": here["loss"], "test_loss": there["loss"],
             "measured_gap_of_error": here["accuracy"] - there["accuracy"],
@@ -95,21 +108,26 @@ def gap_bound(net: nn.Module, train: Split, test: Split, *, p: float, form: Form
         holds=gap <= value,
         vacuous=value >= room,
         vacuous_above=room,
-        warnings=["The bound says less than that the classes are guessed."] if value >= room else [],
-        arithmetic="norms float32, product float64",
+        warnings=[
+            *(["The bound says less than that the classes are guessed."] if value >= room else []),
+            *([WITHDRAWN] if form == "submission" else []),
+        ],
+        arithmetic="float64",
         seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
-def largest_input(net: nn.Module, split: Split) -> tuple[float, float]:
-    """Return |X|_max of a split after the parameter-free first layer, and a bound of it for any input of the range."""
+def largest_input(net: nn.Module, split: Split) -> tuple[float, float, bool]:
+    """Return (|X|_max of a split after the first layer without parameters, a bound for any input, is that known)."""
     first = next(net.children())
     shares = isinstance(first, RowShare)
     with torch.no_grad():
         seen = max((first(x) if shares else x).abs().max().item() for x, _ in batches(split, BATCH))
     if shares:
-        return seen, 1.0
-    return seen, max(map(abs, split.range)) if split.range is not None else seen
+        return seen, 1.0, True
+    if split.range is None:
+        return seen, seen, False
+    return seen, max(map(abs, split.range)), True
 
 
 @torch.no_grad()
@@ -130,7 +148,7 @@ def largest_logit(layers: Sequence[Layer], x_max: float) -> float:
 def all_passing(layers: Sequence[Layer], x_max: float, n: int, *, p: float, form: Form) -> float:
     """Return the bound of the same weights without dropout."""
     plain = [Layer(None, layer.weight, layer.fan_in, layer.fan_out, layer.bias) for layer in layers]
-    return rademacher_bound(plain, x_max, n, p=p, form=form)
+    return rademacher_bound(plain, x_max, n, p=p, form=form).value
 
 
 def accuracy_bound(net: nn.Module, split: Split, *, delta: float) -> Certificate:
@@ -157,7 +175,7 @@ def accuracy_bound(net: nn.Module, split: Split, *, delta: float) -> Certificate
         assumptions=["The test points are an independent sample that chose nothing about the network."],
         constants={"accuracy": share, "n": N},
         vacuous=value <= chance,
-        vacuous_above=None,
+        vacuous_above=chance,
         arithmetic="float32 predictions, counts exact",
         seconds=time.perf_counter() - start,
     )

@@ -11,6 +11,7 @@ from torch import nn
 
 from iclr18_adaptive_dropout.config import EvalConfig
 from iclr18_adaptive_dropout.dropout import AdaptiveDropout, sampling
+from iclr18cli.data.sentences import words
 from iclr18cli.data.tensors import Split, batches
 from iclr18cli.errors import UserError
 from iclr18cli.models.measures import classified
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from iclr18cli.run.opened import OpenedRun
 
 BATCH = 500
+
+WORDS = "words.txt"
+"""File of a run on texts: its vocabulary."""
 
 
 def evaluate(config: EvalConfig, run: OpenedRun) -> dict[str, Any]:
@@ -41,7 +45,27 @@ def with_rates(run: OpenedRun) -> nn.Module:
     if not any(isinstance(part, AdaptiveDropout) for part in net.modules()):
         raise UserError(f"{run.path} has no retain rates.", why=f"'{run.technique}' made it",
                         fix="name a run of adaptive-dropout train")  # fmt: skip
+    words_of(run)
     return net
+
+
+def words_of(run: OpenedRun) -> tuple[str, ...]:
+    """Return the vocabulary that a run on texts was trained with; none for other data.
+
+    Raises:
+        UserError: The data set is counted by other words now, so that its columns mean something else.
+    """
+    kept = run.path / WORDS
+    if not kept.is_file():
+        return ()
+    known = tuple(kept.read_text().split("\n")[:-1])
+    if run.data == run.card.dataset and words(run.data, data_dir=run.settings.data_dir) != known:
+        raise UserError(
+            f"The words of '{run.data}' are no longer those that {run.path} was trained with.",
+            why="the text has changed since",
+            fix="restore the text, or train again",
+        )
+    return known
 
 
 @torch.no_grad()

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from iclr18_adaptive_dropout.config import RatesConfig
 from iclr18_adaptive_dropout.dropout import AdaptiveDropout
-from iclr18_adaptive_dropout.evaluate import with_rates
-from iclr18cli.data.sentences import holds_counts, words
+from iclr18_adaptive_dropout.evaluate import with_rates, words_of
 from iclr18cli.models.measures import accuracy
 from iclr18cli.report.plot import new_figure
 from iclr18cli.run.atomic import write_bytes
@@ -31,14 +30,14 @@ def rates(config: RatesConfig, run: OpenedRun) -> dict[str, Any]:
     """Describe the rates of a run; write the picture and the list."""
     net = with_rates(run)
     thetas, shape = rates_of(net), tuple(size or 1 for size in run.card.shape)
-    known = words(run.card.dataset, data_dir=run.settings.data_dir) if holds_counts(run.card.dataset) else ()
+    known = words_of(run)
     told: dict[str, Any] = {"layers": [describe(theta, config.below) for theta in thetas]}
     if len(shape) == 3:
         told |= border_and_centre(thetas[0].view(shape))
     if len(known) == thetas[0].numel():
         order = thetas[0].flatten().argsort().tolist()
         told["lowest"] = [known[i] for i in order[: config.words]]
-        told["highest"] = [known[i] for i in reversed(order[len(order) - config.words :])]
+        told["highest"] = [known[i] for i in order[::-1][: config.words]]
     test = run.split("test").to(run.device)
     told["accuracy"] = accuracy(net, test)
     cut_(net, config.below)

@@ -9,15 +9,17 @@ import torch
 from torch import nn
 
 from iclr18_adaptive_dropout.config import TrainConfig
+from iclr18_adaptive_dropout.evaluate import WORDS
 from iclr18_adaptive_dropout.steps import Blocks, Schedule
 from iclr18cli.data.holdout import stratified
 from iclr18cli.data.registry import open_split
-from iclr18cli.data.sentences import holds_counts
+from iclr18cli.data.sentences import holds_counts, words
 from iclr18cli.data.tensors import Split
 from iclr18cli.device import derived_seed
 from iclr18cli.errors import UsageError
 from iclr18cli.models.measures import classified
 from iclr18cli.models.registry import build
+from iclr18cli.run.atomic import write_bytes
 
 if TYPE_CHECKING:
     from iclr18cli.run.loop import Run
@@ -32,9 +34,17 @@ def train(config: TrainConfig, run: Run) -> None:
     net = run.prepare(net)
     fit(net, data, config, run)
     run.save_model(net, model=name, kwargs=kwargs, split=data)
+    keep_words(run, data.name)
     final = classified(net, measured.to(run.device))
     run.record("test" if valid is None else "valid", **final)
     run.finish(**final, measured_on="test" if valid is None else "held-out training examples")
+
+
+def keep_words(run: Run, dataset: str) -> None:
+    """Write the vocabulary of a text set beside the model, a word a line: its inputs are counts of these words."""
+    if holds_counts(dataset) and run.world.first:
+        known = words(dataset, data_dir=run.settings.data_dir)
+        write_bytes(run.path / WORDS, "".join(f"{word}\n" for word in known).encode())
 
 
 def fit(net: nn.Module, data: Split, config: TrainConfig, run: Run) -> Blocks:
@@ -88,16 +98,22 @@ def network(config: TrainConfig, data: Split) -> tuple[nn.Module, str, dict[str,
                          fix="--init 0.9,0.75,0.5" if kinds == 3 else "--init 0.8,0.5")  # fmt: skip
     kwargs: dict[str, object] = {"input_shape": list(data.shape), "classes": len(data.classes)}
     kwargs |= {"hidden": list(config.hidden), "init": init, "per": config.per}
+    if config.drawn and not config.limit:
+        raise UsageError("--drawn says which of LIMIT examples are taken.", fix="add --limit, or leave --drawn out")
     if config.model == "conv":
         if len(data.shape) != 3:
             raise UsageError(f"--model conv takes images; '{data.name}' has inputs of shape {data.shape}.",
                              fix="--model mlp")  # fmt: skip
+        if config.rows == "sum":
+            raise UsageError("--rows sum is for --model mlp.", fix="leave it out")
         kwargs["filters"] = list(config.filters)
     else:
         sums = config.rows == "sum" or (config.rows == "auto" and holds_counts(data.name))
         if sums and len(data.shape) != 1:
             raise UsageError(f"--rows sum takes vectors; '{data.name}' has inputs of shape {data.shape}.",
                              fix="--rows auto")  # fmt: skip
+        if sums and bool((data.x < 0).any()):
+            raise UsageError(f"--rows sum takes inputs >= 0; '{data.name}' has negative ones.", fix="--rows raw")
         # Shares are about 1 / 12: biases, whose input is 1, would outrun the weights at any useful step size.
         kwargs |= {"rows": sums, "bias": not sums}
     name = f"adaptive-dropout/{config.model}"

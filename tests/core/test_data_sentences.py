@@ -47,6 +47,10 @@ def test_sparse_rows_become_the_counts_they_stand_for(tmp_path):
         ({"train_indices": np.array([0, 3, 1])}, "0 .. 2"),
         ({"train_indices": np.array([0, -1, 1])}, "0 .. 2"),
         ({"train_indptr": np.array([0, 2])}, "do not fit together"),
+        ({"train_indices": np.array([[0], [2], [1]])}, "one axis"),
+        ({"train_indices": np.array([2, 2, 1])}, "twice in a row"),
+        ({"vocab": np.array([b"film", b"movi", b"one"])}, "text"),
+        ({"train_shape": np.array([np.inf, 3])}, "whole numbers"),
         ({"train_indptr": np.array([0, 9, 3])}, "ends of the rows"),
         ({"train_label": np.array([1, 2], np.uint8)}, "label lies outside"),
         ({"train_shape": np.array([2, 3, 1])}, "unpack"),
@@ -76,6 +80,27 @@ def lines(tmp_path, text, name="own.tsv"):
 
 
 TEXT = "".join(f"good\tfine film {i}, it's fine\nbad\tdull plot {i}\n" for i in range(10))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path):
+    split = open_split(lines(tmp_path, TEXT.encode("utf-8-sig")), "train")
+    assert split.classes == ("bad", "good")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["label\ttext\n" + TEXT, "".join(f"fine film {i}\tgood\ndull plot {i}\tbad\n" for i in range(10))],
+    ids=["header", "columns swapped"],
+)
+def test_a_header_and_swapped_columns_are_told(tmp_path, text):
+    with pytest.raises(UserError, match="has one sentence"):
+        open_split(lines(tmp_path, text), "train")
+
+
+def test_a_test_part_of_one_class_is_taken(tmp_path):
+    (tmp_path / "train.txt").write_text(TEXT)
+    (tmp_path / "test.txt").write_text("good\tfine\n")
+    assert len(open_split(f"sentences:{tmp_path}", "test")) == 1
 
 
 def test_own_lines_are_divided_once_with_every_class_in_both_parts(tmp_path):
@@ -111,7 +136,8 @@ def test_words_of_the_test_part_alone_are_not_in_the_vocabulary(tmp_path):
         ("\tone\n", "line 1"),
         ("good\tone\ngood\ttwo\n", "1 classes"),
         ("", "0 classes"),
-        (b"\x80\x00\x01\nx", "line 1"),
+        (b"\x80\x01\x02\nx", "line 1"),
+        ("good\tone\nbad\ttwo\n".encode("utf-16"), "UTF-16"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, text, said):

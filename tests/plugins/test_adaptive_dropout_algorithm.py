@@ -71,7 +71,7 @@ def test_the_regulariser_is_the_product_written_out(p, form):
     expected = by_loops(net, 0.7, 50, p, form)
     assert reg(net, p, form, x_max=0.7, n=50).item() == pytest.approx(expected, rel=1e-6)
     d, k, L = 5, 3, 3
-    bound = rademacher_bound(layers_of(net), 0.7, 50, p=p, form=form)
+    bound = rademacher_bound(layers_of(net), 0.7, 50, p=p, form=form).value
     ratio = math.sqrt(2 * math.log(2 * d)) / math.sqrt(math.log(d))
     assert bound == pytest.approx(expected * ratio, rel=1e-6)
     assert bound > 0
@@ -184,14 +184,14 @@ def test_the_bound_is_above_the_exact_complexity_of_a_linear_class(p):
     exact = (B / n) * (drop.theta * (signs @ x)).norm(q, dim=1).mean().item()
     layers = layers_of(nn.Sequential(drop, dense))
     for form in FORMS:
-        assert exact < rademacher_bound(layers, x.abs().max().item(), n, p=p, form=form)
+        assert exact < rademacher_bound(layers, x.abs().max().item(), n, p=p, form=form).value
 
 
 def test_a_bias_counts_as_a_weight_of_an_input_that_is_one():
     net = mlp(input_shape=(3,), classes=2, hidden=(), init=(0.5,)).double()
     net[1].weight.data = torch.tensor([[1.0, 2.0, -3.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
     net[1].bias.data = torch.tensor([0.0, 4.0], dtype=torch.float64)
-    bound = rademacher_bound(layers_of(net), 0.5, 10, p=INF)
+    bound = rademacher_bound(layers_of(net), 0.5, 10, p=INF).value
     assert bound == pytest.approx(2 * math.sqrt(2 * math.log(8) / 10) * 1.0 * (2 * 4 * 2.5))
 
 
@@ -241,11 +241,23 @@ def test_convolutions_give_their_rates_and_not_their_weights():
         rademacher_bound(layers, 1.0, 10, p=INF)
 
 
+def tied(layer):
+    """Return another layer with the same weight."""
+    twin = nn.Linear(layer.in_features, layer.out_features)
+    twin.weight = layer.weight
+    return twin
+
+
 def test_chains_that_have_no_bound_are_refused():
     drop = AdaptiveDropout(3)
     for parts in ((drop,), (AdaptiveDropout(3), AdaptiveDropout(3), nn.Linear(3, 2)), (drop, nn.Linear(4, 2))):
         with pytest.raises(ValueError, match=r"received|between|belong"):
             layers_of(nn.Sequential(*parts))
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="two layers share"):
+        layers_of(nn.Sequential(shared, nn.ReLU(), nn.Sequential(nn.Linear(3, 3)), tied(shared)))
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        layers_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
     with pytest.raises(ValueError, match="p must be"):
         conjugate(0.5)
     with pytest.raises(ValueError, match="n must be"):

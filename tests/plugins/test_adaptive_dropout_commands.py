@@ -56,7 +56,12 @@ def test_the_bound_is_honest_about_itself(smoke):
     assert gap.constants["test_loss"] < M
     assert accuracy.verdict == "proven-prob"
     assert accuracy.value < accuracy.constants["accuracy"]
+    constants = gap.constants
+    product = math.prod(constants[f"factor_{number}"] for number in (1, 2))
+    root = math.sqrt(2 * math.log(2 * constants["d"]) / n)
+    assert constants["classes"] * root * constants["x_max"] * product == pytest.approx(R)
     other = api.certify("adaptive-dropout", smoke.path, bound="submission")[0]
+    assert any("replaced" in said for said in other.warnings)
     assert R / other.constants["rademacher"] == pytest.approx(4)  # 2^L, q = 1
 
 
@@ -75,7 +80,11 @@ def test_rates_are_drawn_listed_and_cut(smoke):
     assert found["border"] == pytest.approx(border_and_centre(inputs.view(1, 8, 8))["border"])
     cut_(net, 2.0)
     assert all(not theta.any() for theta in rates_of(net))
-    assert found["accuracy_cut"] <= found["accuracy"] + 0.1
+    net = open_model(smoke.path)[0]
+    before = rates_of(net)
+    cut_(net, 0.5)
+    for theta, was in zip(rates_of(net), before, strict=True):
+        assert torch.equal(theta, torch.where(was < 0.5, 0.0, was))
 
 
 def test_border_and_centre_are_the_frame_and_the_middle():
@@ -193,6 +202,11 @@ def test_text_convolutions_one_rate_per_layer_and_a_held_out_part_train(tmp_path
     gap = api.certify("adaptive-dropout", text.path)[0]
     assert gap.constants["x_max"] <= 1
     assert gap.sample["n"] == 72
+    changed = tmp_path / "changed.txt"
+    own.rename(changed)
+    own.write_text(changed.read_text().replace("dull", "grey"))
+    with pytest.raises(UserError, match="no longer"):
+        api.evaluate("adaptive-dropout", text.path)
     images = api.train(
         "adaptive-dropout", seed=0, out=str(tmp_path / "conv"), **QUICK, model="conv", filters=(2, 3), per="layer",
         init=(0.9, 0.75, 0.5), lambda_warmup=0.5, delay=0, every=1, scale="paper",
