@@ -19,7 +19,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,31 +151,14 @@ def speed(options: Any) -> None:
     data = data_of((1, 28, 28)).to(clock.device)
     torch.manual_seed(0)
     net = network(config, data)[0].to(clock.device)
-    segment = bare_loop(copy.deepcopy(net), data, config)
-    samples: measuring.Samples = {OURS: [], BARE: []}
+    others = {BARE: bare_loop(copy.deepcopy(net), data, config)}
+    turns = measuring.Turns(options.rounds, options.steps, OURS, others, clock)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSettings(runs_dir=folder, device=clock.device, log_every=options.steps)
         with open_run("adr", to_dict(config), settings, plugin="iclr18") as run:
-            steps = run.steps
-
-            def with_pauses(*arguments: Any, **named: Any) -> Iterator[int]:
-                numbers = steps(*arguments, **named)
-                for number in range(options.rounds + 1):
-                    began = clock.now()
-                    for _ in range(options.steps):
-                        yield next(numbers)
-                    taken = clock.now() - began
-                    torch.use_deterministic_algorithms(False)  # a bare loop would not ask for them
-                    other = clock.of(lambda: segment(options.steps))
-                    torch.use_deterministic_algorithms(True, warn_only=True)
-                    if number:
-                        samples[OURS].append(taken)
-                        samples[BARE].append(other)
-                yield from numbers
-
-            run.steps = with_pauses  # type: ignore[method-assign]
+            turns.around(run, "steps")
             fit(net, data, config, run)
-    rows = []
+    rows, samples = [], turns.samples
     for name, times in samples.items():
         low, high = measuring.spread(samples, name, BARE)
         rows.append([name, measuring.milliseconds(times, per=options.steps), measuring.ratio(samples, name, BARE),

@@ -20,7 +20,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,31 +223,14 @@ def interleaved(name: str, config: TrainConfig, data: Split, clock: Any, options
     """Return seconds per segment of ours and of the bare loop."""
     torch.manual_seed(0)
     net = network(config, data)[0].to(clock.device)
-    segment = bare_loop(copy.deepcopy(net), data, config)
-    samples: measuring.Samples = {name: [], "bare": []}
+    others = {"bare": bare_loop(copy.deepcopy(net), data, config)}
+    turns = measuring.Turns(options.rounds, options.steps, name, others, clock)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSettings(runs_dir=folder, device=clock.device, log_every=options.steps)
         with open_run("adaptive-dropout", to_dict(config), settings, plugin="iclr18") as run:
-            batches = run.epochs
-
-            def with_pauses(*arguments: Any, **named: Any) -> Iterator[Any]:
-                pairs = batches(*arguments, **named)
-                for number in range(options.rounds + 1):
-                    began = clock.now()
-                    for _ in range(options.steps):
-                        yield next(pairs)
-                    taken = clock.now() - began
-                    torch.use_deterministic_algorithms(False)  # a bare loop would not ask for them
-                    other = clock.of(lambda: segment(options.steps))
-                    torch.use_deterministic_algorithms(True, warn_only=True)
-                    if number:
-                        samples[name].append(taken)
-                        samples["bare"].append(other)
-                yield from pairs
-
-            run.epochs = with_pauses  # type: ignore[method-assign]
+            turns.around(run, "epochs")
             fit(net, data, config, run)
-    return samples
+    return turns.samples
 
 
 def main() -> None:

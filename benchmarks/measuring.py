@@ -16,7 +16,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,55 @@ class Clock:
         began = self.now()
         task()
         return self.now() - began
+
+
+@dataclass
+class Turns:
+    """Lets others take their turn while our loop asks for a batch; the clock of our segments stands still meanwhile.
+
+    Args:
+        rounds, steps: Segments that count, after one that warms up, and steps in each.
+        ours: Name of our loop.
+        others: Name -> what to run beside ours, for a number of steps; the order is turned by one place each round.
+        clock: Of all of them.
+        samples: Filled by the run: seconds of every segment.
+    """
+
+    rounds: int
+    steps: int
+    ours: str
+    others: Mapping[str, Callable[[int], None]]
+    clock: Clock
+    samples: Samples = field(default_factory=dict)
+
+    def around(self, run: Any, loop: str) -> None:
+        """Let the run's iterator of a name, `epochs` or `steps`, make pauses and end after the last round."""
+        import torch
+
+        iterate = getattr(run, loop)
+
+        def with_pauses(*arguments: Any, **options: Any) -> Iterator[Any]:
+            found, names = iterate(*arguments, **options), list(self.others)
+            self.samples = {name: [] for name in (self.ours, *names)}
+            for number in range(self.rounds + 1):
+                began = self.clock.now()
+                for _ in range(self.steps):
+                    yield next(found)
+                times = {self.ours: self.clock.now() - began}
+                turn = number % len(names)
+                # Ours asked for deterministic algorithms; a bare loop would not.
+                torch.use_deterministic_algorithms(False)
+                for name in names[turn:] + names[:turn]:
+                    times[name] = self.clock.of(lambda name=name: self.others[name](self.steps))
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                if number:
+                    for name, taken in times.items():
+                        self.samples[name].append(taken)
+            for one in found:  # one step more, in which the run ends its phase
+                run.stop()
+                yield one
+
+        setattr(run, loop, with_pauses)
 
 
 def add_torch_options(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -123,34 +123,14 @@ def steps_of_all(
     others = {BARE: bare_loop(copy.deepcopy(net), data, config)}
     if models is not None:
         others[PEER] = peer_loop(pythae_model(copy.deepcopy(net), config, data.shape, models), data, config)
-    samples: measuring.Samples = {name: [] for name in (OURS, *others)}
+    turns = measuring.Turns(rounds, steps, OURS, others, clock)
     config = replace(config, epochs=-(-((rounds + 1) * steps + 1) // (len(data) // config.batch_size)))
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSettings(runs_dir=folder, device=clock.device, log_every=steps)
         with open_run("wae", to_dict(config), settings, plugin="iclr18") as run:
-            epochs = run.epochs
-
-            def with_pauses(*arguments: Any, **options: Any) -> Iterator[Any]:
-                batches = epochs(*arguments, **options)
-                for number in range(rounds + 1):
-                    began = clock.now()
-                    for _ in range(steps):
-                        yield next(batches)
-                    times = {OURS: clock.now() - began}
-                    torch.use_deterministic_algorithms(False)  # a bare loop would not ask for them
-                    for name, segment in others.items():
-                        times[name] = clock.of(lambda segment=segment: segment(steps))
-                    torch.use_deterministic_algorithms(True, warn_only=True)
-                    if number:
-                        for name, taken in times.items():
-                            samples[name].append(taken)
-                for batch in batches:
-                    run.stop()
-                    yield batch
-
-            run.epochs = with_pauses  # type: ignore[method-assign]
+            turns.around(run, "epochs")
             fit(net, data, config, run)
-    return samples
+    return turns.samples
 
 
 def penalties(n: int, d: int, models: Any, *, rounds: int, clock: measuring.Clock) -> measuring.Samples:

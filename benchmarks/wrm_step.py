@@ -20,7 +20,7 @@ import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import measuring
@@ -139,49 +139,6 @@ def port(net: nn.Module, data: Split, config: TrainConfig) -> Segment:
     return segment
 
 
-@dataclass
-class Turns:
-    """Lets others take their turn while our loop asks for a batch; the clock of our segments stands still meanwhile.
-
-    Args:
-        rounds, steps: Segments that count, after one that warms up, and steps in each.
-        others: Name -> what to run beside ours.
-    """
-
-    rounds: int
-    steps: int
-    others: dict[str, Segment]
-    clock: measuring.Clock
-    samples: measuring.Samples = field(default_factory=dict)
-
-    def around(self, run: Any) -> None:
-        """Let the run's iterator make pauses."""
-        epochs = run.epochs
-
-        def with_pauses(*arguments: Any, **options: Any) -> Iterator[Any]:
-            batches, names = epochs(*arguments, **options), list(self.others)
-            self.samples = {name: [] for name in (OURS, *names)}
-            for number in range(self.rounds + 1):
-                began = self.clock.now()
-                for _ in range(self.steps):
-                    yield next(batches)
-                times = {OURS: self.clock.now() - began}
-                turn = number % len(names)
-                # Ours asked for deterministic algorithms; a bare loop would not.
-                torch.use_deterministic_algorithms(False)
-                for name in names[turn:] + names[:turn]:
-                    times[name] = self.clock.of(lambda name=name: self.others[name](self.steps))
-                torch.use_deterministic_algorithms(True, warn_only=True)
-                if number:
-                    for name, taken in times.items():
-                        self.samples[name].append(taken)
-            for batch in batches:  # one step more, in which the run ends its phase
-                run.stop()
-                yield batch
-
-        run.epochs = with_pauses
-
-
 def measure(config: TrainConfig, *, rounds: int, steps: int, clock: measuring.Clock) -> tuple[measuring.Samples, str]:
     """Return the seconds of every segment, and the name of the data."""
     device = clock.device
@@ -191,11 +148,11 @@ def measure(config: TrainConfig, *, rounds: int, steps: int, clock: measuring.Cl
     enough = -(-((rounds + 1) * steps + 1) // max(1, len(data) // config.batch_size))
     config = replace(config, epochs=max(config.epochs, enough))
     others = {BARE: bare_loop(copy.deepcopy(net), data, config), PORT: port(copy.deepcopy(net), data, config)}
-    turns = Turns(rounds, steps, others, clock)
+    turns = measuring.Turns(rounds, steps, OURS, others, clock)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSettings(runs_dir=folder, device=device, log_every=steps)
         with open_run("wrm", to_dict(config), settings, plugin="iclr18-wrm") as run:
-            turns.around(run)
+            turns.around(run, "epochs")
             fit(net, data, config, run)
     return turns.samples, data.name
 

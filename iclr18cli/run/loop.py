@@ -185,6 +185,16 @@ class Run:
             self.track(scaler=torch.amp.GradScaler(self.device.type, enabled=enabled))
         return self._memory.objects["scaler"]
 
+    def descend(self, loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+        """Take one step of each optimiser down a loss: gradients cleared, scaled in fp16, averaged over the ranks."""
+        scaler = self.scaler
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+
     def epochs(
         self, split: Split, epochs: int, *, batch_size: int, augment: Augment | None = None, drop_last: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -114,11 +114,7 @@ class Blocks:
             reg = self.regulariser(x)
             objective = loss + strength * reg
             logged["reg"] = reg.detach()
-        optimizer.zero_grad()
-        scaler = self.run.scaler
-        scaler.scale(objective).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        self.run.descend(objective, optimizer)
         return logged
 
     def regulariser(self, x: Tensor) -> Tensor:

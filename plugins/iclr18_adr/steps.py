@@ -73,7 +73,7 @@ class Players:
             own = F.cross_entropy(self.net.second(f if config.critic == "mcd" else f.detach())[:B], ys)
         # One backward pass: where C' is apart, its graph and that of G and C share nothing but a constant.
         both = [self.G, self.C, self.second, *([self.D] if self.D is not None else [])]
-        self.descend(loss + own, both)
+        self.run.descend(loss + own, *both)
         return {"loss": cls.detach(), "second_loss": own.detach()}
 
     def critic_step(self, x: Tensor, ys: Tensor) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class Players:
                 loss = loss + F.cross_entropy(z2[:B], ys)
             if config.class_balance:
                 loss = loss + config.class_balance * class_balance(z1[B:])
-        self.descend(loss, [self.C, self.second] if mcd else [self.C])
+        self.run.descend(loss, *([self.C, self.second] if mcd else [self.C]))
         with torch.no_grad():
             d_source = adversarial_loss(config.critic, z1[:B], z2[:B], variant=config.variant)
         return {"d_target": d.detach(), "d_source": d_source}
@@ -100,18 +100,8 @@ class Players:
         with self.run.autocast(), frozen(self.net.classifier, self.net.second):
             z1, z2 = draws(config.critic, self.net.classifier, self.net.second, self.net.features(xt))
             d = adversarial_loss(config.critic, z1, z2, variant=config.variant)
-            self.descend(config.trade_off * d, [self.G])
+            self.run.descend(config.trade_off * d, self.G)
         return {"d_generator": d.detach()}
-
-    def descend(self, loss: Tensor, optimizers: list[Optimizer]) -> None:
-        """Take one step of each optimiser down the loss."""
-        scaler = self.run.scaler
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-        scaler.update()
 
 
 def discriminator(net: Adapted) -> nn.Module:

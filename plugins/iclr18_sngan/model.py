@@ -144,6 +144,20 @@ def halvings(size: int, *, floor: int, at_most: int) -> int:
     return count
 
 
+def plan(input_shape: Sequence[int], **counts: int) -> tuple[int, int, int, int]:
+    """Return (C, H, W, how often a generator doubles its smallest image: three times at most).
+
+    Raises:
+        TypeError, ValueError: A side cannot be halved, or one of the counts is no whole number above 0.
+    """
+    C, H, W = image_shape(input_shape, at_least=6)
+    positive(**counts)
+    stages = min(halvings(side, floor=4, at_most=3) for side in (H, W))
+    if not stages:
+        raise ValueError(f"sides must be even; received input_shape={tuple(input_shape)!r}")
+    return C, H, W, stages
+
+
 def dcgan(
     *,
     input_shape: Sequence[int] = (1, 28, 28),
@@ -173,11 +187,7 @@ def dcgan(
     Raises:
         ValueError: A side cannot be halved, or a value is unknown.
     """
-    C, H, W = image_shape(input_shape, at_least=6)
-    positive(latent=latent, width=width)
-    stages = min(halvings(side, floor=4, at_most=3) for side in (H, W))
-    if not stages:
-        raise ValueError(f"sides must be even; received input_shape={tuple(input_shape)!r}")
+    C, H, W, stages = plan(input_shape, latent=latent, width=width)
     between = normalisation(norm)
     down: list[nn.Module] = [first(C, limits), nn.Conv2d(C, width, 3, padding=1), nn.LeakyReLU(SLOPE)]
     filters = width

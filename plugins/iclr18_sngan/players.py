@@ -63,7 +63,7 @@ class Players:
         with self.run.autocast(), frozen(self.net.critic):
             fake = self.net.critic(self.net.generator(z, y), y)
             loss = algorithm.generator_loss(config.loss, fake)
-            self.descend(loss, self.G)
+            self.run.descend(loss, self.G)
         return {"generator_loss": loss.detach()}
 
     def critic_step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Players:
             elif config.norm == "orthonormal":
                 weights: Any = [part.weight for part in net.critic.modules() if isinstance(part, WEIGHTED)]
                 held = loss + config.orthonormal_weight * algorithm.orthonormal_penalty(weights)
-        self.descend(held, self.D)
+        run.descend(held, self.D)
         if config.norm == "clip":
             algorithm.clip_(net.critic, config.clip)
         logged = {"loss": held.detach(), "real": real_B.detach().mean(), "fake": fake_B.detach().mean()}
@@ -111,14 +111,6 @@ class Players:
         """Return this rank's share of (z, y) for a batch of `count`."""
         z, y = self.net.draw(count, self.draws)
         return self.run.share(z), None if y is None else self.run.share(y)
-
-    def descend(self, loss: Tensor, optimizer: Optimizer) -> None:
-        """Take one step of an optimiser down the loss."""
-        scaler = self.run.scaler
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
 
 
 def dequantized(x: Tensor, noise: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ from iclr18_sngan.model import (
     hold,
     make_critic,
     normalisation,
+    plan,
     told,
 )
 from iclr18cli.models.layers import Residual
-from iclr18cli.models.vision import image_shape, positive
 
 
 class UpBlock(Conditional):
@@ -70,11 +70,7 @@ def resnet(
         classes, latent, norm, mode, power_iterations, limits: See `dcgan`.
         width: w filters of the critic.
     """
-    C, H, W = image_shape(input_shape, at_least=6)
-    positive(latent=latent, width=width)
-    ups = min(halvings(side, floor=4, at_most=3) for side in (H, W))
-    if not ups:
-        raise ValueError(f"sides must be even; received input_shape={tuple(input_shape)!r}")
+    C, H, W, ups = plan(input_shape, latent=latent, width=width)
     downs = max(1, min(halvings(side, floor=8, at_most=3) for side in (H, W)))
     between = normalisation(norm)
     pool = lambda: nn.AvgPool2d(2)

@@ -33,6 +33,7 @@ from torch import nn
 from iclr18cli.data.tensors import Order, Split
 from iclr18cli.errors import UsageError, UserError
 from iclr18cli.models.modes import frozen
+from iclr18cli.run.loop import Run
 
 D = torch.float64
 DIGITS = tuple("0123456789")
@@ -51,6 +52,7 @@ class Alone:
     def __init__(self):
         self.scaler, self.logged = torch.amp.GradScaler("cpu", enabled=False), []
 
+    descend = Run.descend
     autocast = staticmethod(nullcontext)
     share = staticmethod(lambda index: index)
     prepare = staticmethod(lambda module: module)

@@ -11,6 +11,7 @@ from iclr18_sngan.players import Players
 from iclr18cli import api
 from iclr18cli.errors import UsageError, UserError
 from iclr18cli.models.card import open_model
+from iclr18cli.run.loop import Run
 
 TINY = {"preset": "smoke", "iterations": 2, "width": 2, "latent": 3, "limit": 64}
 
@@ -112,9 +113,9 @@ def test_the_generator_is_updated_first_and_the_critic_n_dis_times(tmp_path, mon
 
 def test_the_step_size_falls_and_the_generator_s_batch_is_as_large_as_asked(tmp_path, monkeypatch):
     seen = []
-    descend, latent = Players.descend, Players.latent
+    descend, latent = Run.descend, Players.latent
     monkeypatch.setattr(
-        Players, "descend", lambda self, loss, opt: seen.append(opt.param_groups[0]["lr"]) or descend(self, loss, opt)
+        Run, "descend", lambda self, loss, opt: seen.append(opt.param_groups[0]["lr"]) or descend(self, loss, opt)
     )
     monkeypatch.setattr(Players, "latent", lambda self, count: seen.append(count) or latent(self, count))
     api.train("sngan", **TINY | {"iterations": 4}, schedule="linear", generator_batch=5, out=str(tmp_path / "run"))
